@@ -1,0 +1,61 @@
+"""Every error a caller can be told, and the status that makes the SDK do the right thing.
+
+The official SDK retries 408, 409, 429 and 5xx for five minutes, so nothing permanent may carry one
+of them. A message names the field and says what to do; it never quotes an exception as it fell.
+
+TinsmithError
+ ├─ BadRequest 400          the request can never work
+ │   └─ Unsupported 400     known, but not offered by this service
+ ├─ Unauthorized 401        no key, a wrong one, a revoked one
+ ├─ NotFound 404            absent, or someone else's: the caller cannot tell which
+ ├─ Gone 410                a result that expired, or a future nobody knows
+ ├─ Unprocessable 422       a body that does not parse
+ └─ Unavailable 503         the only retryable one: a part of the service is down
+"""
+
+from enum import StrEnum
+
+
+class Category(StrEnum):
+    """Who can mend a failed future (`category` beside `error` in its result)."""
+
+    USER = "user"
+    SERVER = "server"
+
+
+class TinsmithError(Exception):
+    status = 400
+    category = Category.USER
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class BadRequest(TinsmithError):
+    pass
+
+
+class Unsupported(BadRequest):
+    pass
+
+
+class Unauthorized(TinsmithError):
+    status = 401
+
+
+class NotFound(TinsmithError):
+    status = 404
+
+
+class Gone(TinsmithError):
+    status = 410
+
+
+class Unprocessable(TinsmithError):
+    status = 422
+
+
+class Unavailable(TinsmithError):
+    status = 503
+    category = Category.SERVER

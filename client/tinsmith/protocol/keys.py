@@ -1,0 +1,85 @@
+"""How every Redis key is spelled. The Lua scripts of both ends build on these names.
+
+| key | type | what |
+|---|---|---|
+| run:{run} | HASH | tenant, base_model, owner (worker), epoch, claimed, done, snapshot, snapshot_seq |
+| q:{run} | ZSET | request by seq: waiting and running |
+| log:{run} | LIST | state-changing requests done since the last snapshot; bodies kept until covered |
+| fut:{request} | HASH | tenant, run, seq, kind, state (waiting, done, failed), content |
+| pl:{request} | STRING | the job's body |
+| res:{request} | STRING | response bytes, ready to send, expiring |
+| owned:{worker} | SET | runs that the worker is home to |
+| inbox:{worker} | LIST | wake-ups: ids of runs whose next op is ready |
+| lease:{worker} | STRING PX | liveness |
+| workers:{base} | ZSET | workers that hold the base model, by number of live runs |
+| models, model:{base} | SET, HASH | base models ever announced, what their workers say of them |
+| smp:{base} | STREAM + group | sampling jobs |
+| comp:{sampling session}:{clone} | LIST | completions in order, for retrieve_futures |
+| done, ctl | STREAM | completions; cancellations and revocations |
+"""
+
+MODELS = "models"
+DONE = "done"
+CTL = "ctl"
+SAMPLER_GROUP = "samplers"
+
+
+def run(run_id: str) -> str:
+    return f"run:{run_id}"
+
+
+def queue(run_id: str) -> str:
+    return f"q:{run_id}"
+
+
+def log(run_id: str) -> str:
+    return f"log:{run_id}"
+
+
+def future(request_id: str) -> str:
+    return f"fut:{request_id}"
+
+
+def payload(request_id: str) -> str:
+    return f"pl:{request_id}"
+
+
+def result(request_id: str) -> str:
+    return f"res:{request_id}"
+
+
+def owned(worker: str) -> str:
+    return f"owned:{worker}"
+
+
+def homeless(base_model: str) -> str:
+    """Stands where a worker's name stands, for runs that no live worker took yet. Never leased."""
+    return f"-{base_model}"
+
+
+def inbox(worker: str) -> str:
+    return f"inbox:{worker}"
+
+
+def lease(worker: str) -> str:
+    return f"lease:{worker}"
+
+
+def workers(base_model: str) -> str:
+    return f"workers:{base_model}"
+
+
+def model(base_model: str) -> str:
+    return f"model:{base_model}"
+
+
+def sampling(base_model: str) -> str:
+    return f"smp:{base_model}"
+
+
+def completions(sampling_session_id: str, clone_id: int) -> str:
+    return f"comp:{sampling_session_id}:{clone_id}"
+
+
+def heartbeat(session_id: str) -> str:
+    return f"hb:{session_id}"

@@ -1,0 +1,20 @@
+"""Where things stand in the object store. Names come from ids, never from user text unparsed.
+
+Every folder is committed by its manifest, written last: a folder without one was never finished.
+"""
+
+MANIFEST = "manifest.json"
+
+
+def checkpoint_prefix(checkpoint_uid: str) -> str:
+    """A checkpoint's folder, by a random id of its own: overwriting a name never moves a sampler."""
+    return f"checkpoints/{checkpoint_uid}"
+
+
+def snapshot_prefix(run_id: str, epoch: int, seq_id: int) -> str:
+    """A run's recovery state after `seq_id`; the epoch keeps a zombie from writing over ours."""
+    return f"snapshots/{run_id.replace(':', '-')}/{epoch}-{seq_id}"
+
+
+def tokenizer_prefix(digest: str) -> str:
+    return f"tokenizers/{digest}"

@@ -1,0 +1,268 @@
+"""The server's end of the queue: submit, wait, cancel. It never looks inside a body.
+
+Two things can race here. A result may land between a poll's look and its wait, so a waiter registers
+before it looks. And a poll may reach another API process than the submit, so every process tails the
+stream of completions; a stream, unlike pub/sub, loses nothing while a connection is down.
+"""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import structlog
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import RedisError
+
+from tinsmith.protocol import keys
+from tinsmith.protocol.bodies import Completion
+from tinsmith.protocol.errors import NotFound
+from tinsmith.protocol.jobs import Content, Job, Kind, ModelCard, Result, failure
+
+RESULT_TTL_MS = 6 * 3600 * 1000
+HEARTBEAT_TTL_SECONDS = 24 * 3600
+_SCRIPTS = Path(__file__).parent / "scripts"
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FutureState:
+    tenant: str
+    run_id: str
+    kind: str
+    state: str
+
+
+class Bus:
+    def __init__(self, redis_url: str) -> None:
+        pool = BlockingConnectionPool.from_url(redis_url, max_connections=64, timeout=30)
+        self.redis: Redis = Redis(connection_pool=pool)
+        self._submit = self._script("submit")
+        self._submit_sample = self._script("submit_sample")
+        self._cancel = self._script("cancel")
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._listeners: set[asyncio.Queue[tuple[str, str]]] = set()
+        self._revocations: set[asyncio.Queue[str]] = set()
+        self._tail: asyncio.Task[None] | None = None
+
+    def _script(self, name: str) -> Any:
+        return self.redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
+
+    async def start(self) -> None:
+        """Begin to follow the streams, from now on: whoever asks later looks before it waits."""
+        last = {keys.DONE: await self._last(keys.DONE), keys.CTL: await self._last(keys.CTL)}
+        self._tail = asyncio.create_task(self._follow(last), name="bus-tail")
+
+    async def close(self) -> None:
+        if self._tail:
+            self._tail.cancel()
+            await asyncio.gather(self._tail, return_exceptions=True)
+        await self.redis.aclose()
+        await self.redis.connection_pool.disconnect()
+
+    # Submitting
+
+    async def submit(self, tenant: str, base_model: str, job: Job) -> None:
+        await self._enqueue(tenant, base_model, job, "waiting", Result(data=b""))
+
+    async def submit_failed(
+        self, tenant: str, run_id: str, seq_id: int, kind: Kind, result: Result
+    ) -> None:
+        """Fail one seq of a run in its turn, so that the next one does not wait for it."""
+        job = Job(
+            request_id=f"{run_id}:{seq_id}", run_id=run_id, seq_id=seq_id, kind=kind, body=b""
+        )
+        await self._enqueue(tenant, "", job, "failed", result)
+
+    async def _enqueue(
+        self, tenant: str, base_model: str, job: Job, state: str, result: Result
+    ) -> None:
+        head = [job.request_id, job.run_id, job.seq_id, job.kind, tenant, base_model]
+        tail = [job.num_tokens, job.body, state, result.content, result.data, RESULT_TTL_MS]
+        answer = await self._submit(keys=[], args=[*head, *tail])
+        if answer == b"norun":
+            raise NotFound(f"model_id: there is no training run {job.run_id!r}.")
+
+    async def submit_sample(self, tenant: str, base_model: str, job: Job, clone_id: int) -> None:
+        args = [job.request_id, job.run_id, tenant, base_model, clone_id, job.body]
+        await self._submit_sample(
+            keys=[], args=[*args, "waiting", Content.JSON, b"", RESULT_TTL_MS]
+        )
+
+    async def sample_failed(
+        self, tenant: str, session_id: str, request_id: str, clone_id: int, result: Result
+    ) -> None:
+        args = [request_id, session_id, tenant, "", clone_id, b"", "failed", result.content]
+        await self._submit_sample(keys=[], args=[*args, result.data, RESULT_TTL_MS])
+
+    async def cancel(self, request_id: str) -> None:
+        result = failure("The request was cancelled by the client.")
+        await self._cancel(keys=[], args=[request_id, result.data, RESULT_TTL_MS])
+
+    # Waiting
+
+    async def future(self, request_id: str) -> FutureState | None:
+        tenant, run_id, kind, state = await self._fields(
+            keys.future(request_id), "tenant", "run", "kind", "state"
+        )
+        if state is None:
+            return None
+        return FutureState(tenant=tenant or "", run_id=run_id or "", kind=kind or "", state=state)
+
+    async def wait(self, request_id: str, timeout_seconds: float) -> Result | None:
+        """The result, or None if it is still pending when the time is up."""
+        async with self._registered(request_id) as event:  # before looking
+            if (result := await self._result(request_id)) is None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), timeout_seconds)
+                result = await self._result(request_id)
+        return result
+
+    async def wait_completions(
+        self, sampling_session_id: str, clone_id: int, cursor: int, timeout_seconds: float
+    ) -> list[Completion]:
+        """Every completion after the cursor, in order; waits for the first one."""
+        key = keys.completions(sampling_session_id, clone_id)
+        async with self._registered(sampling_session_id) as event:
+            rows = await self._range(key, cursor)
+            deadline = asyncio.get_running_loop().time() + timeout_seconds
+            while not rows:
+                left = deadline - asyncio.get_running_loop().time()
+                if left <= 0:
+                    break
+                event.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), left)
+                rows = await self._range(key, cursor)
+        return [_completion(row.decode()) for row in rows]
+
+    async def forget(self, request_ids: Sequence[str]) -> None:
+        """The client has these results for good."""
+        if request_ids:
+            await self.redis.delete(*(keys.result(request_id) for request_id in request_ids))
+
+    @contextlib.asynccontextmanager
+    async def _registered(self, name: str) -> AsyncIterator[asyncio.Event]:
+        event = asyncio.Event()
+        self._waiting[name].add(event)
+        try:
+            yield event
+        finally:
+            self._waiting[name].discard(event)
+            if not self._waiting[name]:
+                del self._waiting[name]
+
+    async def _result(self, request_id: str) -> Result | None:
+        """None while pending. A result that expired under a live future reads as a failure."""
+        state, content = await self._fields(keys.future(request_id), "state", "content")
+        if state not in ("done", "failed"):
+            return None
+        data = await self.redis.get(keys.result(request_id))
+        if data is None:
+            return failure("The result of this request has expired.", "server")
+        return Result(data=data, content=Content(content), failed=state == "failed")
+
+    # What the other rooms announce
+
+    async def completions(self) -> AsyncIterator[tuple[str, str]]:
+        """(request id, kind) of everything that completes from now on."""
+        queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self._listeners.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._listeners.discard(queue)
+
+    async def models(self) -> list[ModelCard]:
+        names = sorted(await cast(Any, self.redis.smembers(keys.MODELS)))
+        cards = [await self.redis.get(keys.model(name.decode())) for name in names]
+        return [msgspec.json.decode(card, type=ModelCard) for card in cards if card]
+
+    async def workers_of(self, base_model: str) -> int:
+        names = await self.redis.zrange(keys.workers(base_model), 0, -1)
+        if not names:
+            return 0
+        return cast(int, await self.redis.exists(*(keys.lease(name.decode()) for name in names)))
+
+    async def beat(self, session_id: str) -> None:
+        await self.redis.set(keys.heartbeat(session_id), b"1", ex=HEARTBEAT_TTL_SECONDS)
+
+    async def revoke(self, key_id: str) -> None:
+        await self.redis.xadd(keys.CTL, {"revoke": key_id}, maxlen=10_000)
+
+    async def revoked(self) -> AsyncIterator[str]:
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        self._revocations.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._revocations.discard(queue)
+
+    # The tail
+
+    async def _follow(self, last: dict[str, str]) -> None:
+        while True:
+            try:
+                answer = await self.redis.xread(cast(Any, last), block=5000, count=1000)
+            except RedisError as error:
+                _log.warning("redis_unreachable", error=type(error).__name__)
+                await asyncio.sleep(0.5)
+                continue
+            for stream, entries in _streams(answer):
+                for entry_id, fields in entries:
+                    last[stream] = entry_id
+                    self._announce(stream, fields)
+
+    def _announce(self, stream: str, fields: dict[str, str]) -> None:
+        if stream == keys.CTL:
+            if key_id := fields.get("revoke"):
+                for revocations in self._revocations:
+                    revocations.put_nowait(key_id)
+            return
+        request_id = fields["request"]
+        for name in (request_id, request_id.rsplit(":", 1)[0]):
+            for event in self._waiting.get(name, ()):
+                event.set()
+        for listeners in self._listeners:
+            listeners.put_nowait((request_id, fields["kind"]))
+
+    async def _last(self, stream: str) -> str:
+        entries = await self.redis.xrevrange(stream, count=1)
+        return entries[0][0].decode() if entries else "0"
+
+    async def _fields(self, key: str, *names: str) -> list[str | None]:
+        values = await cast(Any, self.redis.hmget(key, list(names)))
+        return [value.decode() if value is not None else None for value in values]
+
+    async def _range(self, key: str, start: int) -> list[bytes]:
+        return cast(list[bytes], await cast(Any, self.redis.lrange(key, start, -1)))
+
+
+def _completion(row: str) -> Completion:
+    state, size, request_id = row.split(" ", 2)
+    finished = state == "done"
+    return Completion(
+        state="finished" if finished else "failed",
+        request_id=request_id,
+        response_payload_uncompressed_size=int(size) if finished else None,
+    )
+
+
+def _streams(answer: Any) -> list[tuple[str, list[tuple[str, dict[str, str]]]]]:
+    """redis-py answers a list of pairs under RESP2 and a dict under RESP3."""
+    pairs = answer.items() if isinstance(answer, dict) else answer or []
+    streams = []
+    for name, raw in pairs:
+        entries = raw[0] if isinstance(answer, dict) else raw
+        decoded = [
+            (entry_id.decode(), {k.decode(): v.decode() for k, v in fields.items()})
+            for entry_id, fields in entries
+        ]
+        streams.append((name.decode(), decoded))
+    return streams

@@ -1,0 +1,117 @@
+"""A whole service for the contract tests: real Valkey, real API process, real worker, tiny model."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+BASE_MODEL = "tiny/llama"
+SECOND_MODEL = "tiny/llama-two"
+VOCAB = 96
+CONTEXT = 128
+
+
+@dataclass(frozen=True)
+class Service:
+    url: str
+    api_key: str
+    other_key: str
+    data_dir: Path
+    environment: dict[str, str]
+
+    def http(self, api_key: str | None = None) -> httpx.Client:
+        headers = {"X-API-Key": api_key or self.api_key}
+        return httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=60)
+
+
+def save_tiny(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        eos_token_id=1,
+        bos_token_id=0,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterator[Service]:
+    data_dir = tmp_path_factory.mktemp("service")
+    models = {
+        BASE_MODEL: save_tiny(data_dir / "tiny", 0),
+        SECOND_MODEL: save_tiny(data_dir / "tiny-two", 1),
+    }
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "TINSMITH_DATA_DIR": str(data_dir),
+        "TINSMITH_REDIS_URL": valkey_url,
+        "TINSMITH_MODELS": ",".join(f"{name}={folder}" for name, folder in models.items()),
+        "TINSMITH_HOST": "127.0.0.1",
+        "TINSMITH_PORT": str(port),
+        "TINSMITH_TORCH_THREADS": "1",
+        "TINSMITH_GAP_SECONDS": "1",
+        "TINSMITH_FWDBWD_MAX_CHUNK_LEN": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+    tinsmith = [sys.executable, "-m", "tinsmith_server.cli"]
+    created = [
+        subprocess.run(
+            [*tinsmith, "keys", "create", name, "--organization", name, "--quiet"],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for name in ("alice", "bob")
+    ]
+    log = (data_dir / "service.log").open("w")
+    processes = [
+        subprocess.Popen([*tinsmith, command], env=environment, stdout=log, stderr=log)
+        for command in ("serve", "work")
+    ]
+    made = Service(f"http://127.0.0.1:{port}", created[0], created[1], data_dir, dict(environment))
+    try:
+        _wait_until_ready(made, processes)
+        yield made
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(20)
+        log.close()
+
+
+def _wait_until_ready(service: Service, processes: list[subprocess.Popen[bytes]]) -> None:
+    """Until both models are announced."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if any(process.poll() is not None for process in processes):
+            break
+        try:
+            with service.http() as client:
+                answer = client.get("/get_server_capabilities")
+            if answer.is_success and len(answer.json()["supported_models"]) == 2:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise RuntimeError((service.data_dir / "service.log").read_text()[-4000:])

@@ -1,0 +1,253 @@
+"""Each race of the queue once, by name, with both ends on one real Valkey."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from tinsmith.protocol import keys
+from tinsmith.protocol.errors import NotFound
+from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result, failure
+from tinsmith_server.bus import Bus
+from tinsmith_worker.queue import Fenced, Queue
+
+BASE, RUN = "tiny", "s:train:0"
+CARD = ModelCard(name=BASE, family="llama", vocab_size=8, max_context_length=8, max_lora_rank=8)
+
+
+def job(seq: int, kind: Kind = Kind.OPTIM_STEP) -> Job:
+    body = f"body {seq}".encode()
+    return Job(request_id=f"{RUN}:{seq}", run_id=RUN, seq_id=seq, kind=kind, body=body)
+
+
+class Ends:
+    """A bus, and workers by name, on one Valkey."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.runner = url, asyncio.Runner()
+        self.bus = Bus(url)
+        self.call(self.bus.redis.flushall())
+
+    def call(self, coroutine: object) -> object:
+        return self.runner.run(coroutine)  # type: ignore[arg-type]
+
+    def submit(self, *seqs: int) -> None:
+        for seq in seqs:
+            self.call(self.bus.submit("org", BASE, job(seq)))
+
+    def worker(self, name: str) -> Queue:
+        queue = Queue(self.url, name)
+        queue.redis.set(keys.lease(name), b"1", px=60_000)
+        queue.announce([CARD])
+        return queue
+
+    def taken(self, queue: Queue) -> list[int]:
+        return [job.seq_id for taken in queue.take([RUN], 1000) for job in taken.jobs]
+
+    def result(self, seq: int) -> Result | None:
+        return self.call(self.bus.wait(f"{RUN}:{seq}", 0.01))  # type: ignore[return-value]
+
+
+@pytest.fixture
+def ends(valkey_url: str) -> Iterator[Ends]:
+    ends = Ends(valkey_url)
+    yield ends
+    ends.call(ends.bus.close())
+    ends.runner.close()
+
+
+def test_chunks_that_arrive_last_first_run_in_order(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0, 2, 3)
+    assert ends.taken(worker) == [0]
+    ends.submit(1)
+    assert ends.taken(worker) == [1, 2, 3]
+
+
+def test_a_resent_op_runs_once_and_keeps_its_first_body(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0, 0)
+    assert ends.taken(worker) == [0]
+    worker.done(job(0), 1, Result(data=b"first"))
+    worker.done(job(0), 1, Result(data=b"second"))
+    ends.submit(0)
+    assert ends.taken(worker) == []
+    assert ends.result(0) == Result(data=b"first")
+
+
+def test_a_run_that_was_never_created_is_not_found(ends: Ends) -> None:
+    with pytest.raises(NotFound, match="s:train:0"):
+        ends.submit(1)
+
+
+def test_a_zombie_can_neither_finish_nor_snapshot(ends: Ends) -> None:
+    zombie = ends.worker("a")
+    ends.submit(0, 1)
+    assert ends.taken(zombie) == [0, 1]
+    zombie.done(job(0), 1, Result(data=b"0"))
+    zombie.redis.delete(keys.lease("a"))
+    heir = ends.worker("b")
+    assert heir.adopt_orphans([BASE]) == {RUN}
+    assert ends.taken(heir) == [1]
+    with pytest.raises(Fenced):
+        zombie.done(job(1), 1, Result(data=b"zombie"))
+    with pytest.raises(Fenced):
+        zombie.snapshot_taken(RUN, 1, "zombie", 0)
+    assert [job.seq_id for job in heir.replay_log(RUN)] == [0]
+    heir.done(job(1), 2, Result(data=b"heir"))
+    assert ends.result(1) == Result(data=b"heir")
+
+
+def test_a_zombie_that_took_the_run_back_is_still_fenced_by_its_old_epoch(ends: Ends) -> None:
+    first = ends.worker("a")
+    ends.submit(0, 1)
+    ends.taken(first)
+    first.redis.delete(keys.lease("a"))
+    second = ends.worker("b")
+    second.adopt_orphans([BASE])
+    second.redis.delete(keys.lease("b"))
+    first.redis.set(keys.lease("a"), b"1")
+    assert first.adopt_orphans([BASE]) == {RUN}
+    with pytest.raises(Fenced):
+        first.done(job(0), 1, Result(data=b"from before"))
+
+
+def test_nobody_adopts_from_the_living(ends: Ends) -> None:
+    ends.worker("a")
+    ends.submit(0)
+    assert ends.worker("b").adopt_orphans([BASE]) == set()
+
+
+def test_a_run_placed_before_any_worker_lived_finds_a_home(ends: Ends) -> None:
+    ends.submit(0, 1)
+    worker = ends.worker("a")
+    assert worker.adopt_orphans([BASE]) == {RUN}
+    assert ends.taken(worker) == [0, 1]
+
+
+def test_a_worker_that_withdraws_leaves_its_runs_to_the_next(ends: Ends) -> None:
+    first = ends.worker("a")
+    ends.submit(0)
+    first.withdraw([BASE])
+    second = ends.worker("b")
+    assert second.adopt_orphans([BASE]) == {RUN}
+    assert second.adopt_orphans([BASE]) == set()
+
+
+def test_a_tombstone_is_stepped_over_while_earlier_ops_still_run(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0, 1)
+    ends.call(ends.bus.submit_failed("org", RUN, 2, Kind.OPTIM_STEP, failure("refused")))
+    ends.submit(3)
+    assert ends.taken(worker) == [0, 1, 3]
+    for seq in (0, 1):
+        worker.done(job(seq), 1, Result(data=b""))
+    assert worker.record(RUN).done == 2
+    worker.done(job(3), 1, Result(data=b""))
+    assert worker.record(RUN).done == 3
+    assert ends.result(2) == failure("refused")
+
+
+def test_a_tombstone_alone_does_not_hold_up_the_run(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0)
+    ends.taken(worker)
+    worker.done(job(0), 1, Result(data=b""))
+    ends.call(ends.bus.submit_failed("org", RUN, 1, Kind.OPTIM_STEP, failure("refused")))
+    assert ends.taken(worker) == []
+    assert worker.record(RUN).done == 1
+
+
+def test_a_gap_is_seen_and_closed_with_all_that_waited_behind_it(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0)
+    ends.taken(worker)
+    worker.done(job(0), 1, Result(data=b""))
+    ends.submit(2, 4)
+    assert [taken.status for taken in worker.take([RUN], 10)] == ["gap"]
+    assert worker.close_gap(RUN, 1, failure("missing"), failure("behind")) == 4
+    states = [ends.result(seq) for seq in (1, 2, 3, 4)]
+    assert states == [failure(text) for text in ("missing", "behind", "missing", "behind")]
+    ends.submit(5)
+    assert ends.taken(worker) == [5]
+
+
+def test_a_gap_that_filled_in_time_is_not_closed(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0)
+    ends.taken(worker)
+    worker.done(job(0), 1, Result(data=b""))
+    ends.submit(2, 1)
+    assert worker.close_gap(RUN, 1, failure("missing"), failure("behind")) == 0
+    assert ends.taken(worker) == [1, 2]
+
+
+def test_a_snapshot_trims_what_it_covers_and_no_more(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0, 1, 2)
+    ends.taken(worker)
+    for seq in (0, 1, 2):
+        worker.done(job(seq), 1, Result(data=b""))
+    assert worker.snapshot_taken(RUN, 1, "at-1", 1) == ""
+    assert [(job.seq_id, job.body) for job in worker.replay_log(RUN)] == [(2, b"body 2")]
+    assert worker.snapshot_taken(RUN, 1, "at-2", 2) == "at-1"
+    assert worker.replay_log(RUN) == []
+
+
+def test_failed_and_stateless_ops_leave_no_log(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0, 1)
+    ends.taken(worker)
+    worker.done(job(0, Kind.FORWARD), 1, Result(data=b""))
+    worker.done(job(1), 1, failure("bad"))
+    assert worker.replay_log(RUN) == []
+
+
+def sample(number: int) -> Job:
+    request = f"s:sample:0:{number}"
+    return Job(
+        request_id=request, run_id="s:sample:0", seq_id=number, kind=Kind.SAMPLE, body=b"prompt"
+    )
+
+
+def test_a_sampling_job_of_a_dead_worker_is_rescued_and_answered_once(ends: Ends) -> None:
+    dead = ends.worker("a")
+    ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0))
+    ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0))
+    assert [ticket.body for ticket in dead.take_samples(BASE, 5)] == [b"prompt"]
+    dead.redis.delete(keys.lease("a"))
+    heir = ends.worker("b")
+    [ticket] = heir.rescue_samples(BASE)
+    heir.sample_done(ticket, Result(data=b"text"))
+    dead.sample_done(ticket, Result(data=b"late"))
+    assert ends.call(ends.bus.wait("s:sample:0:0", 0.01)) == Result(data=b"text")
+    rows = ends.call(ends.bus.wait_completions("s:sample:0", 0, 0, 0.01))
+    assert [(row.state, row.request_id) for row in rows] == [("finished", "s:sample:0:0")]
+
+
+def test_a_cancelled_sample_fails_at_once_and_its_worker_is_told(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0))
+    ends.call(ends.bus.submit_sample("org", BASE, sample(1), 0))
+    [running] = worker.take_samples(BASE, 1)
+    for number in (0, 1):
+        ends.call(ends.bus.cancel(f"s:sample:0:{number}"))
+    assert worker.cancellations() == {"s:sample:0:0", "s:sample:0:1"}
+    assert worker.take_samples(BASE, 5) == []
+    worker.sample_done(running, Result(data=b"late"))
+    result = ends.call(ends.bus.wait("s:sample:0:0", 0.01))
+    assert result.failed
+
+
+def test_a_waiter_is_woken_by_a_completion_on_another_connection(ends: Ends) -> None:
+    worker = ends.worker("a")
+
+    async def wait_then_finish() -> Result | None:
+        await ends.bus.start()
+        await ends.bus.submit("org", BASE, job(0))
+        waiting = asyncio.create_task(ends.bus.wait(job(0).request_id, 30))
+        await asyncio.sleep(0)
+        worker.take([RUN], 10)
+        worker.done(job(0), 1, Result(data=b"woken"))
+        return await waiting
+
+    assert ends.call(wait_then_finish()) == Result(data=b"woken")

@@ -1,0 +1,242 @@
+"""Both ends of the queue on one real Valkey, driven at random: whatever dies, order and once hold.
+
+The model is a list: a run's state is the seqs whose effects it holds. Whatever sequence of submits,
+resends, tombstones, snapshots, crashes, adoptions and zombies came before, what can be rebuilt from
+snapshot and log must be exactly the acknowledged ops, in seq order, each once.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tinsmith.protocol import keys
+from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result, failure
+from tinsmith_server.bus import Bus
+from tinsmith_worker.queue import Fenced, Queue
+
+BASE = "tiny"
+RUNS = ("s:train:0", "s:train:1")
+LEASE_MS = 3_600_000
+
+
+@dataclass
+class Memory:
+    epoch: int
+    state: list[int]
+    claimed: deque[Job] = field(default_factory=deque)
+
+
+@dataclass
+class Worker:
+    queue: Queue
+    runs: dict[str, Memory] = field(default_factory=dict)
+    news: set[str] = field(default_factory=set)
+
+
+class QueueMachine(RuleBasedStateMachine):
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.bus = Bus(self.url)
+        self.workers: list[Worker] = []
+        self.names = 0
+        self.store: dict[str, list[int]] = {}
+        self.submitted: dict[str, set[int]] = {run: set() for run in RUNS}
+        self.tombstones: dict[str, set[int]] = {run: set() for run in RUNS}
+        self.acknowledged: dict[str, list[int]] = {run: [] for run in RUNS}
+        self.loop.run_until_complete(self.bus.redis.flushall())
+        self.add_worker()
+
+    def teardown(self) -> None:
+        self._drain()
+        for worker in self.workers:
+            worker.queue.redis.close()
+        self.loop.run_until_complete(self.bus.close())
+        self.loop.close()
+
+    # What the client does
+
+    @rule(run=st.sampled_from(RUNS), ahead=st.integers(0, 3), refused=st.booleans())
+    def submit(self, run: str, ahead: int, refused: bool) -> None:
+        """Chunks arrive out of order, so up to three seqs ahead; the run itself is created first."""
+        seqs = self.submitted[run]
+        missing = next(seq for seq in range(len(seqs) + 1) if seq not in seqs)
+        seq = missing + ahead if seqs else 0
+        if seq in seqs:
+            return
+        seqs.add(seq)
+        if refused and seq > 0:
+            self.tombstones[run].add(seq)
+            self._await(
+                self.bus.submit_failed("org", run, seq, Kind.OPTIM_STEP, failure("refused"))
+            )
+        else:
+            self._await(self.bus.submit("org", BASE, _job(run, seq)))
+
+    @rule(run=st.sampled_from(RUNS), pick=st.integers(0, 50))
+    def resend(self, run: str, pick: int) -> None:
+        seqs = sorted(self.submitted[run])
+        if seqs:
+            self._await(self.bus.submit("org", BASE, _job(run, seqs[pick % len(seqs)])))
+
+    # What workers do
+
+    @precondition(lambda self: len(self.workers) < 3)
+    @rule()
+    def add_worker(self) -> None:
+        self.names += 1
+        name = f"w{self.names}"
+        queue = Queue(self.url, name)
+        queue.redis.set(keys.lease(name), b"1", px=LEASE_MS)
+        card = ModelCard(
+            name=BASE, family="llama", vocab_size=8, max_context_length=8, max_lora_rank=8
+        )
+        queue.announce([card])
+        self.workers.append(Worker(queue))
+
+    @precondition(lambda self: self.workers)
+    @rule(pick=st.integers(0, 9), budget=st.integers(1, 3))
+    def take(self, pick: int, budget: int) -> None:
+        self._take(self._pick(pick), budget)
+
+    @precondition(lambda self: self.workers)
+    @rule(pick=st.integers(0, 9))
+    def finish(self, pick: int) -> None:
+        self._finish(self._pick(pick))
+
+    @precondition(lambda self: self.workers)
+    @rule(pick=st.integers(0, 9), run=st.sampled_from(RUNS))
+    def snapshot(self, pick: int, run: str) -> None:
+        worker = self._pick(pick)
+        memory = worker.runs.get(run)
+        if not memory or not memory.state:
+            return
+        reference = f"{run}/{memory.epoch}-{memory.state[-1]}"
+        self.store.setdefault(reference, list(memory.state))
+        try:
+            worker.queue.snapshot_taken(run, memory.epoch, reference, memory.state[-1])
+        except Fenced:
+            del worker.runs[run]
+
+    @precondition(lambda self: self.workers)
+    @rule(pick=st.integers(0, 9))
+    def lose_lease(self, pick: int) -> None:
+        """The worker sleeps past its lease and may go on later: a zombie."""
+        worker = self._pick(pick)
+        worker.queue.redis.delete(keys.lease(worker.queue.worker))
+
+    @precondition(lambda self: self.workers)
+    @rule(pick=st.integers(0, 9))
+    def kill(self, pick: int) -> None:
+        worker = self._pick(pick)
+        worker.queue.redis.delete(keys.lease(worker.queue.worker))
+        self.workers.remove(worker)
+
+    @precondition(lambda self: self.workers)
+    @rule(pick=st.integers(0, 9))
+    def adopt(self, pick: int) -> None:
+        worker = self._pick(pick)
+        if worker.queue.redis.exists(keys.lease(worker.queue.worker)):
+            worker.news |= worker.queue.adopt_orphans([BASE])
+
+    # What must hold
+
+    @invariant()
+    def what_can_be_rebuilt_is_what_was_acknowledged(self) -> None:
+        if not self.names:
+            return
+        reader = Queue(self.url, "reader")
+        for run in RUNS:
+            if self.submitted[run]:
+                assert self._rebuild(reader, run) == self.acknowledged[run]
+                assert self.acknowledged[run] == sorted(set(self.acknowledged[run]))
+        reader.redis.close()
+
+    def _drain(self) -> None:
+        """Everyone dies, a fresh worker takes over: all that was contiguous has run, once."""
+        for worker in list(self.workers):
+            worker.queue.redis.delete(keys.lease(worker.queue.worker))
+        self.workers.clear()
+        self.add_worker()
+        last = self.workers[0]
+        last.news |= last.queue.adopt_orphans([BASE])
+        for _ in range(200):
+            last.news |= set(RUNS)
+            self._take(last, 3)
+            if not any(memory.claimed for memory in last.runs.values()):
+                break
+            self._finish(last)
+        for run in RUNS:
+            seqs = self.submitted[run]
+            contiguous = next(seq for seq in range(len(seqs) + 1) if seq not in seqs)
+            expected = [seq for seq in range(contiguous) if seq not in self.tombstones[run]]
+            assert self.acknowledged[run] == expected
+
+    def _take(self, worker: Worker, budget: int) -> None:
+        worker.news |= worker.queue.news() | set(worker.runs)
+        for taken in worker.queue.take(sorted(worker.news), budget):
+            memory = worker.runs.get(taken.run_id)
+            if memory is None or memory.epoch != taken.epoch:
+                state = self._rebuild(worker.queue, taken.run_id)
+                memory = worker.runs[taken.run_id] = Memory(taken.epoch, state)
+            memory.claimed.extend(taken.jobs)
+        worker.news.clear()
+
+    def _finish(self, worker: Worker) -> None:
+        for run, memory in list(worker.runs.items()):
+            if not memory.claimed:
+                continue
+            job = memory.claimed.popleft()
+            memory.state.append(job.seq_id)
+            try:
+                worker.queue.done(job, memory.epoch, Result(data=str(job.seq_id).encode()))
+            except Fenced:
+                del worker.runs[run]
+                continue
+            self.acknowledged[run].append(job.seq_id)
+
+    def _rebuild(self, queue: Queue, run: str) -> list[int]:
+        record = queue.record(run)
+        state = list(self.store[record.snapshot]) if record.snapshot else []
+        for job in queue.replay_log(run):
+            assert job.body == str(job.seq_id).encode(), "a logged op has lost its body"
+            state.append(job.seq_id)
+        return state
+
+    def _pick(self, pick: int) -> Worker:
+        return self.workers[pick % len(self.workers)]
+
+    def _await(self, coroutine: object) -> None:
+        self.loop.run_until_complete(coroutine)  # type: ignore[arg-type]
+
+
+def _job(run: str, seq: int) -> Job:
+    return Job(
+        request_id=f"{run}:{seq}",
+        run_id=run,
+        seq_id=seq,
+        kind=Kind.CREATE_MODEL if seq == 0 else Kind.OPTIM_STEP,
+        body=str(seq).encode(),
+        num_tokens=1,
+    )
+
+
+def test_order_and_once_hold_whatever_dies(valkey_url: str) -> None:
+    QueueMachine.url = valkey_url
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(
+        QueueMachine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The GPU room: takes jobs, computes, hands results back. Never heard of HTTP or SQL."""

@@ -1,0 +1,3 @@
+from tinsmith_worker.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,103 @@
+"""The worker process: load the models, announce them, work until told to stop."""
+
+import hashlib
+import signal
+import socket
+import sys
+import uuid
+from pathlib import Path
+
+import structlog
+import torch
+
+from tinsmith.protocol.jobs import ModelCard
+from tinsmith.protocol.store_layout import tokenizer_prefix
+from tinsmith_worker.engine.base_model import BaseModel, ModelRefused
+from tinsmith_worker.engine.sampler import Sampler
+from tinsmith_worker.loop import Worker
+from tinsmith_worker.queue import Lease, Queue
+from tinsmith_worker.samples import Adapters, SamplingDesk
+from tinsmith_worker.settings import Settings, SettingsError
+from tinsmith_worker.store import Store
+
+_log = structlog.get_logger()
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "config.json",
+)
+
+
+def main() -> int:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        settings = Settings.from_environment()
+        work(settings)
+    except (SettingsError, ModelRefused) as error:
+        sys.stderr.write(f"tinsmith work: {error}\n")
+        return 2
+    return 0
+
+
+def work(settings: Settings) -> None:
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    queue, store = Queue(settings.redis_url, name), Store(settings.store_url)
+    models = {
+        served: BaseModel.load(
+            folder, name=served, device=settings.device, dtype=getattr(torch, settings.dtype)
+        )
+        for served, folder in settings.models.items()
+    }
+    desks = {served: _desk(settings, queue, store, model) for served, model in models.items()}
+    worker = Worker(settings, queue, store, models, desks)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: setattr(worker, "stopping", True))
+    lease = Lease(
+        settings.redis_url,
+        name,
+        settings.lease_seconds,
+        on_error=lambda error: _log.warning("lease_not_renewed", error=error),
+    )
+    lease.start()
+    queue.announce([_card(settings, store, model) for model in models.values()])
+    _log.info("worker_ready", worker=name, models=sorted(models))
+    worker.run_forever()
+    lease.stop()
+    worker.drain()
+
+
+def _desk(settings: Settings, queue: Queue, store: Store, model: BaseModel) -> SamplingDesk:
+    sampler = Sampler(
+        model, max_slots=settings.max_sampling_slots, max_pass_tokens=settings.max_pass_tokens
+    )
+    adapters = Adapters(store, model, max_held=settings.max_resident_runs)
+    return SamplingDesk(queue, model, sampler, adapters, max_jobs=settings.max_sampling_slots)
+
+
+def _card(settings: Settings, store: Store, model: BaseModel) -> ModelCard:
+    return ModelCard(
+        name=model.name,
+        family=model.family,
+        vocab_size=model.vocab_size,
+        max_context_length=model.max_context_length,
+        max_lora_rank=min(settings.max_lora_rank, model.hidden_size),
+        tokenizer_prefix=_share_tokenizer(store, Path(settings.models[model.name])),
+    )
+
+
+def _share_tokenizer(store: Store, folder: Path) -> str | None:
+    """Put the tokenizer's files in the store, where the API processes serve them from."""
+    files = {
+        name: (folder / name).read_bytes() for name in _TOKENIZER_FILES if (folder / name).is_file()
+    }
+    if "tokenizer.json" not in files:
+        return None
+    digest = hashlib.sha256(b"".join(name.encode() + files[name] for name in sorted(files)))
+    prefix = tokenizer_prefix(digest.hexdigest())
+    if not store.has_folder(prefix):
+        store.write_folder(prefix, files)
+    return prefix

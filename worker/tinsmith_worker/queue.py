@@ -1,0 +1,330 @@
+"""The worker's end of the queue: take, finish, snapshot, adopt. Synchronous: one thread, one Redis.
+
+Only `Lease` runs in a thread of its own, because a forward pass may outlast a lease.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from tinsmith.protocol import keys
+from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result
+
+RESULT_TTL_MS = 6 * 3600 * 1000
+_SCRIPTS = Path(__file__).parent / "scripts"
+
+
+class Fenced(Exception):
+    """The run has another home by now: what this worker did with it no longer counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    run_id: str
+    epoch: int
+    status: str
+    jobs: list[Job] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What Redis knows of a run: where its recovery starts."""
+
+    base_model: str
+    epoch: int
+    done: int
+    snapshot: str
+    snapshot_seq: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTicket:
+    """A sampling job and the stream entry that must be acknowledged with its result."""
+
+    base_model: str
+    entry_id: str
+    request_id: str
+    body: bytes
+
+
+class Queue:
+    def __init__(self, redis_url: str, worker: str) -> None:
+        self.redis = Redis.from_url(redis_url)
+        self.worker = worker
+        self._ctl_last = "0"
+        for name in ("take", "done", "snap", "adopt", "close_gap", "sample_done"):
+            script = self.redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
+            setattr(self, f"_{name}", script)
+
+    def _run(self, script: str, *args: object) -> Any:
+        return getattr(self, f"_{script}")(keys=[], args=list(args))
+
+    # Presence
+
+    def announce(self, cards: Iterable[ModelCard]) -> None:
+        """Say which base models this worker holds. The lease must already be there."""
+        entries = self.redis.xrevrange(keys.CTL, count=1)
+        self._ctl_last = cast(Any, entries)[0][0].decode() if entries else "0"
+        for card in cards:
+            self.redis.set(keys.model(card.name), msgspec.json.encode(card))
+            self.redis.sadd(keys.MODELS, card.name)
+            self.redis.zadd(keys.workers(card.name), {self.worker: 0})
+            try:
+                self.redis.xgroup_create(
+                    keys.sampling(card.name), keys.SAMPLER_GROUP, id="0", mkstream=True
+                )
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    def withdraw(self, base_models: Iterable[str]) -> None:
+        """Take no new run; the runs that are here wait for whoever adopts them."""
+        mine = keys.owned(self.worker)
+        for run_id in self._members(mine):
+            self.redis.smove(mine, keys.owned(keys.homeless(self._base_of(run_id))), run_id)
+        for base_model in base_models:
+            self.redis.zrem(keys.workers(base_model), self.worker)
+        self.redis.delete(keys.lease(self.worker))
+
+    # Training ops
+
+    def wait(self, base_models: Iterable[str], timeout_seconds: float) -> set[str]:
+        """Ids of runs with news; blocks until something rings or the time is up."""
+        bells = [f"bell:{name}" for name in base_models]
+        inbox = keys.inbox(self.worker)
+        rung = cast(Any, self.redis.blpop([inbox, *bells], timeout=timeout_seconds))
+        first = {rung[1].decode()} if rung and rung[0].decode() == inbox else set()
+        return first | self.news()
+
+    def news(self) -> set[str]:
+        """The same without waiting."""
+        names = cast(Any, self.redis.lpop(keys.inbox(self.worker), 1000))
+        return {name.decode() for name in names or ()}
+
+    def take(self, run_ids: Iterable[str], max_tokens: int) -> list[Taken]:
+        rows = self._run("take", self.worker, max_tokens, *run_ids)
+        return [_taken(row) for row in rows]
+
+    def done(self, job: Job, epoch: int, result: Result) -> None:
+        """Hand over a result; raises Fenced when the run has moved."""
+        logged = job.kind.changes_state and not result.failed
+        answer = self._run(
+            "done",
+            self.worker,
+            epoch,
+            job.run_id,
+            job.seq_id,
+            job.request_id,
+            job.kind,
+            int(logged),
+            int(result.failed),
+            result.content,
+            result.data,
+            RESULT_TTL_MS,
+        )
+        if answer == b"fenced":
+            raise Fenced(job.run_id)
+
+    def snapshot_taken(self, run_id: str, epoch: int, snapshot: str, seq_id: int) -> str:
+        """Record a snapshot; answers the one that it replaces."""
+        answer = self._run("snap", self.worker, epoch, run_id, snapshot, seq_id)
+        if answer is None:
+            raise Fenced(run_id)
+        return cast(bytes, answer).decode()
+
+    def close_gap(self, run_id: str, epoch: int, missing: Result, behind: Result) -> int:
+        args = (self.worker, epoch, run_id, missing.data, behind.data, RESULT_TTL_MS)
+        return cast(int, self._run("close_gap", *args))
+
+    # Recovery
+
+    def record(self, run_id: str) -> RunRecord:
+        fields = ("base_model", "epoch", "done", "snapshot", "snapshot_seq")
+        values = cast(Any, self.redis.hmget(keys.run(run_id), list(fields)))
+        base_model, epoch, done, snapshot, snapshot_seq = (value.decode() for value in values)
+        return RunRecord(
+            base_model=base_model,
+            epoch=int(epoch),
+            done=int(done),
+            snapshot=snapshot,
+            snapshot_seq=int(snapshot_seq),
+        )
+
+    def replay_log(self, run_id: str) -> list[Job]:
+        """The ops since the last snapshot that changed the run, in order, with their bodies."""
+        entries = cast(Any, self.redis.lrange(keys.log(run_id), 0, -1))
+        jobs = []
+        for entry in entries:
+            request_id, kind = entry.decode().split(" ")
+            body = cast(bytes | None, self.redis.get(keys.payload(request_id)))
+            jobs.append(
+                Job(
+                    request_id=request_id,
+                    run_id=run_id,
+                    seq_id=int(request_id.rsplit(":", 1)[1]),
+                    kind=Kind(kind),
+                    body=body or b"",
+                )
+            )
+        return jobs
+
+    def adopt_orphans(self, base_models: Iterable[str]) -> set[str]:
+        """Take in every run of these base models whose home has lost its lease."""
+        adopted = set()
+        for base_model in base_models:
+            for home in [keys.homeless(base_model), *self._dead_workers(base_model)]:
+                for run_id in self._members(keys.owned(home)):
+                    if self._base_of(run_id) == base_model and self._run(
+                        "adopt", self.worker, run_id
+                    ):
+                        adopted.add(run_id)
+                if home != keys.homeless(base_model):
+                    self.redis.zrem(keys.workers(base_model), home)
+        return adopted
+
+    def _dead_workers(self, base_model: str) -> list[str]:
+        return [
+            name
+            for name in self._members_by_score(keys.workers(base_model))
+            if name != self.worker and not self.redis.exists(keys.lease(name))
+        ]
+
+    # Sampling
+
+    def take_samples(self, base_model: str, count: int) -> list[SampleTicket]:
+        """New sampling jobs, and those that a dead worker left behind."""
+        stream = keys.sampling(base_model)
+        answer = cast(
+            Any,
+            self.redis.xreadgroup(keys.SAMPLER_GROUP, self.worker, {stream: ">"}, count=count),
+        )
+        return [
+            ticket for entry in _entries(answer) if (ticket := self._ticket(base_model, *entry))
+        ]
+
+    def rescue_samples(self, base_model: str) -> list[SampleTicket]:
+        stream, tickets = keys.sampling(base_model), []
+        for consumer in cast(Any, self.redis.xinfo_consumers(stream, keys.SAMPLER_GROUP)):
+            name = consumer["name"].decode()
+            if name == self.worker or self.redis.exists(keys.lease(name)):
+                continue
+            if consumer["pending"]:
+                pending = cast(
+                    Any,
+                    self.redis.xpending_range(
+                        stream, keys.SAMPLER_GROUP, "-", "+", 1000, consumername=name
+                    ),
+                )
+                ids = [row["message_id"] for row in pending]
+                claimed = cast(
+                    Any, self.redis.xclaim(stream, keys.SAMPLER_GROUP, self.worker, 0, ids)
+                )
+                found = [self._ticket(base_model, *entry) for entry in claimed]
+                tickets += [ticket for ticket in found if ticket]
+            else:
+                self.redis.xgroup_delconsumer(stream, keys.SAMPLER_GROUP, name)
+        return tickets
+
+    def _ticket(self, base_model: str, entry_id: bytes, fields: Any) -> SampleTicket | None:
+        """None when the job was cancelled before anyone took it."""
+        request_id = fields[b"request"].decode()
+        body = cast(bytes | None, self.redis.get(keys.payload(request_id)))
+        if body is None:
+            stream = keys.sampling(base_model)
+            self.redis.xack(stream, keys.SAMPLER_GROUP, entry_id)
+            self.redis.xdel(stream, entry_id)
+            return None
+        return SampleTicket(
+            base_model=base_model, entry_id=entry_id.decode(), request_id=request_id, body=body
+        )
+
+    def sample_done(self, ticket: SampleTicket, result: Result) -> None:
+        self._run(
+            "sample_done",
+            ticket.base_model,
+            ticket.entry_id,
+            ticket.request_id,
+            int(result.failed),
+            result.content,
+            result.data,
+            RESULT_TTL_MS,
+        )
+
+    def cancellations(self) -> set[str]:
+        """Requests cancelled since the last look."""
+        answer = cast(Any, self.redis.xread({keys.CTL: self._ctl_last}, count=1000))
+        cancelled = set()
+        for entry_id, fields in _entries(answer):
+            self._ctl_last = entry_id.decode()
+            if b"cancel" in fields:
+                cancelled.add(fields[b"cancel"].decode())
+        return cancelled
+
+    def _base_of(self, run_id: str) -> str:
+        value = cast(bytes | None, self.redis.hget(keys.run(run_id), "base_model"))
+        return value.decode() if value else ""
+
+    def _members(self, key: str) -> list[str]:
+        return sorted(name.decode() for name in cast(Any, self.redis.smembers(key)))
+
+    def _members_by_score(self, key: str) -> list[str]:
+        return [name.decode() for name in cast(Any, self.redis.zrange(key, 0, -1))]
+
+
+class Lease:
+    """Says `this worker lives` to Redis, from a thread, three times a lease."""
+
+    def __init__(
+        self, redis_url: str, worker: str, seconds: float, on_error: Callable[[str], None]
+    ) -> None:
+        self._redis = Redis.from_url(redis_url)
+        self._key = keys.lease(worker)
+        self._seconds = seconds
+        self._on_error = on_error
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def start(self) -> None:
+        self._redis.set(self._key, b"1", px=int(self._seconds * 1000))
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._redis.close()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._seconds / 3):
+            try:
+                self._redis.set(self._key, b"1", px=int(self._seconds * 1000))
+            except RedisError as error:
+                self._on_error(type(error).__name__)
+
+
+def _taken(row: Any) -> Taken:
+    run_id, epoch, status, flat = row
+    jobs = [
+        Job(
+            request_id=request.decode(),
+            run_id=run_id.decode(),
+            seq_id=int(seq),
+            kind=Kind(kind.decode()),
+            num_tokens=int(tokens),
+            body=body,
+        )
+        for request, seq, kind, tokens, body in zip(*[iter(flat)] * 5, strict=True)
+    ]
+    return Taken(run_id=run_id.decode(), epoch=int(epoch), status=status.decode(), jobs=jobs)
+
+
+def _entries(answer: Any) -> list[tuple[bytes, Any]]:
+    """Entries of the one stream asked for: a list of pairs under RESP2, a dict under RESP3."""
+    if isinstance(answer, dict):
+        return [entry for batches in answer.values() for batch in batches for entry in batch]
+    return [entry for _, entries in answer or [] for entry in entries]

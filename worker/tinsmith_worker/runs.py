@@ -1,0 +1,127 @@
+"""The runs that live in this worker: their state in memory, and how it is rebuilt when it is not.
+
+State of a run = its last snapshot + the ops of its log, replayed in order. So a run may be dropped
+from memory at any moment, by eviction or by death, and nothing that a client was told is lost.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from tinsmith.protocol.jobs import Job, Kind
+from tinsmith.protocol.store_layout import snapshot_prefix
+from tinsmith_worker.engine.base_model import BaseModel
+from tinsmith_worker.engine.training import RunState
+from tinsmith_worker.ops import Ops, restore_snapshot, snapshot_files
+from tinsmith_worker.queue import Fenced, Queue
+from tinsmith_worker.store import Store, StoreUnavailable
+
+_log = structlog.get_logger()
+
+
+@dataclass
+class Resident:
+    """A run in memory. `state` is None until its create or load op has run."""
+
+    base_model: str
+    epoch: int
+    state: RunState | None
+    steps_since_snapshot: int = 0
+    log_bytes: int = 0
+
+
+class Runs:
+    def __init__(
+        self,
+        queue: Queue,
+        store: Store,
+        models: Mapping[str, BaseModel],
+        ops: Ops,
+        *,
+        max_resident: int,
+        snapshot_steps: int,
+        snapshot_log_bytes: int,
+        is_busy: Callable[[str], bool],
+    ) -> None:
+        self._queue, self._store, self._models, self._ops = queue, store, models, ops
+        self._max_resident = max_resident
+        self._snapshot_steps = snapshot_steps
+        self._snapshot_log_bytes = snapshot_log_bytes
+        self._is_busy = is_busy
+        self._resident: OrderedDict[str, Resident] = OrderedDict()
+
+    def get(self, run_id: str, epoch: int) -> Resident:
+        """The run as of its last finished op, from memory or rebuilt."""
+        resident = self._resident.get(run_id)
+        if resident is None or resident.epoch != epoch:
+            resident = self._rebuild(run_id, epoch)
+            self._resident[run_id] = resident
+            self._evict(keep=run_id)
+        self._resident.move_to_end(run_id)
+        return resident
+
+    def drop(self, run_id: str) -> None:
+        self._resident.pop(run_id, None)
+
+    def finished(self, job: Job, resident: Resident) -> None:
+        """Count what a recovery would have to replay, and snapshot when it is too much."""
+        if not job.kind.changes_state:
+            return
+        resident.log_bytes += len(job.body)
+        resident.steps_since_snapshot += job.kind is Kind.OPTIM_STEP
+        due = (
+            job.kind is Kind.LOAD_WEIGHTS  # the checkpoint it came from may be deleted
+            or resident.steps_since_snapshot >= self._snapshot_steps
+            or resident.log_bytes >= self._snapshot_log_bytes
+        )
+        if due and resident.state is not None and not resident.state.has_gradient:
+            self._snapshot(job.run_id, resident, job.seq_id)
+
+    def snapshot_all(self) -> None:
+        """Before a planned stop, so that whoever adopts the runs need not replay."""
+        for run_id, resident in self._resident.items():
+            state = resident.state
+            if state is None or state.has_gradient or not resident.log_bytes:
+                continue
+            try:
+                self._snapshot(run_id, resident, self._queue.record(run_id).done)
+            except Fenced:
+                _log.warning("run_has_moved", run_id=run_id)
+
+    def _snapshot(self, run_id: str, resident: Resident, seq_id: int) -> None:
+        assert resident.state is not None
+        prefix = snapshot_prefix(run_id, resident.epoch, seq_id)
+        try:
+            self._store.write_folder(prefix, snapshot_files(resident.state, resident.base_model))
+        except StoreUnavailable as error:  # the log still holds everything
+            _log.error("snapshot_failed", run_id=run_id, exc_info=error)
+            return
+        previous = self._queue.snapshot_taken(run_id, resident.epoch, prefix, seq_id)
+        if previous and previous != prefix:
+            self._store.delete_folder(previous)
+        resident.steps_since_snapshot = resident.log_bytes = 0
+
+    def _rebuild(self, run_id: str, epoch: int) -> Resident:
+        record = self._queue.record(run_id)
+        model = self._models[record.base_model]
+        resident = Resident(record.base_model, epoch, None)
+        if record.snapshot:
+            resident.state = restore_snapshot(model, self._store.read_folder(record.snapshot))
+        jobs = self._queue.replay_log(run_id)
+        for job in jobs:
+            resident.state = self._ops.replay(model, resident.state, job)
+            resident.log_bytes += len(job.body)
+            resident.steps_since_snapshot += job.kind is Kind.OPTIM_STEP
+        if record.snapshot or jobs:
+            _log.info("run_rebuilt", run_id=run_id, snapshot=record.snapshot, replayed=len(jobs))
+        return resident
+
+    def _evict(self, keep: str) -> None:
+        """The longest idle run leaves; its snapshot and log bring it back."""
+        for run_id in list(self._resident):
+            if len(self._resident) <= self._max_resident:
+                return
+            if run_id != keep and not self._is_busy(run_id):
+                del self._resident[run_id]

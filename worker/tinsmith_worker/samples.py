@@ -1,0 +1,150 @@
+"""Sampling jobs on their way through the sampler: adapters resolved, results encoded.
+
+Knows which adapters are at hand; has never heard of a training run.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import structlog
+
+from tinsmith.protocol import wire_pb2 as pb
+from tinsmith.protocol.errors import TinsmithError
+from tinsmith.protocol.jobs import Content, Result, SampleJob, failure
+from tinsmith_worker import checkpoint_files
+from tinsmith_worker.engine.adapter import FrozenAdapter
+from tinsmith_worker.engine.base_model import BaseModel
+from tinsmith_worker.engine.sampler import Finished, SampleRequest, Sampler, TopK
+from tinsmith_worker.engine.values import InvalidInput
+from tinsmith_worker.queue import Queue, SampleTicket
+from tinsmith_worker.store import FolderDamaged, Store
+
+_log = structlog.get_logger()
+
+
+class Adapters:
+    """Frozen adapters by their folder in the store; the least used leaves first."""
+
+    def __init__(self, store: Store, model: BaseModel, max_held: int) -> None:
+        self._store, self._model, self._max_held = store, model, max_held
+        self._held: OrderedDict[str, FrozenAdapter] = OrderedDict()
+
+    def get(self, prefix: str) -> FrozenAdapter:
+        if prefix not in self._held:
+            try:
+                files = self._store.read_folder(prefix)
+            except FolderDamaged:
+                raise InvalidInput(
+                    "sampling_session_id: its weights were deleted; save them again."
+                ) from None
+            self._held[prefix] = checkpoint_files.unpack_frozen(self._model, files)
+            while len(self._held) > self._max_held:
+                self._held.popitem(last=False)
+        self._held.move_to_end(prefix)
+        return self._held[prefix]
+
+
+@dataclass
+class SamplingDesk:
+    """One base model's sampler and the tickets it is working on."""
+
+    queue: Queue
+    model: BaseModel
+    sampler: Sampler
+    adapters: Adapters
+    max_jobs: int
+
+    def __post_init__(self) -> None:
+        self._tickets: dict[str, SampleTicket] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._tickets)
+
+    def take(self) -> None:
+        free = self.max_jobs - len(self._tickets)
+        if free > 0:
+            for ticket in self.queue.take_samples(self.model.name, free):
+                self._start(ticket)
+
+    def rescue(self) -> None:
+        for ticket in self.queue.rescue_samples(self.model.name):
+            self._start(ticket)
+
+    def cancel(self, request_ids: set[str]) -> None:
+        for request_id in request_ids & self._tickets.keys():
+            self.sampler.cancel(request_id)
+            self._finish(request_id, failure("The request was cancelled by the client."))
+
+    def step(self) -> None:
+        if self.busy:
+            for finished in self.sampler.step():
+                self._finish(finished.request_id, _result(finished))
+
+    def _start(self, ticket: SampleTicket) -> None:
+        if ticket.request_id in self._tickets:
+            return
+        self._tickets[ticket.request_id] = ticket
+        try:
+            self.sampler.add(self._request(ticket))
+        except (InvalidInput, TinsmithError) as error:
+            self._finish(ticket.request_id, failure(str(error)))
+
+    def _request(self, ticket: SampleTicket) -> SampleRequest:
+        job = msgspec.json.decode(ticket.body, type=SampleJob)
+        params = job.params
+        stop = [params.stop] if isinstance(params.stop, str) else params.stop
+        return SampleRequest(
+            request_id=ticket.request_id,
+            adapter=self.adapters.get(job.adapter_prefix) if job.adapter_prefix else None,
+            prompt=job.prompt,
+            num_samples=job.num_samples,
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            seed=job.seed,
+            stop=stop,
+            prompt_logprobs=job.prompt_logprobs,
+            topk_prompt_logprobs=job.topk_prompt_logprobs,
+            topk_sample_logprobs=job.topk_sample_logprobs,
+            prompt_logprobs_last_n=job.prompt_logprobs_last_n,
+        )
+
+    def _finish(self, request_id: str, result: Result) -> None:
+        self.queue.sample_done(self._tickets.pop(request_id), result)
+
+
+def _result(finished: Finished) -> Result:
+    if finished.error is not None:
+        return failure(finished.error)
+    response = pb.SampleResponse()
+    for sequence in finished.sequences:
+        reason = pb.STOP_REASON_STOP if sequence.stop_reason == "stop" else pb.STOP_REASON_LENGTH
+        response.sequences.append(
+            pb.SampledSequence(
+                stop_reason=reason,
+                tokens=np.asarray(sequence.tokens, "<i4").tobytes(),
+                logprobs=np.asarray(sequence.logprobs, "<f4").tobytes(),
+                topk_sampled_logprobs=_topk(sequence.topk),
+            )
+        )
+    if finished.prompt_logprobs is not None:
+        response.prompt_logprobs = np.asarray(finished.prompt_logprobs, "<f4").tobytes()
+    if finished.topk_prompt is not None:
+        response.topk_prompt_logprobs.CopyFrom(_topk(finished.topk_prompt))
+    return Result(data=response.SerializeToString(), content=Content.SAMPLE)
+
+
+def _topk(topk: TopK | None) -> pb.TopkLogprobs | None:
+    if topk is None:
+        return None
+    length, k = topk.token_ids.shape
+    return pb.TopkLogprobs(
+        token_ids=np.asarray(topk.token_ids, "<i4").tobytes(),
+        logprobs=np.asarray(topk.logprobs, "<f4").tobytes(),
+        k=k,
+        length=length,
+    )

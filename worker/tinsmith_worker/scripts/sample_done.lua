@@ -1,0 +1,17 @@
+-- DONE of a sampling job. The first result stands; a repeat only clears the stream.
+-- ARGV: base_model entry request failed content result ttl_ms
+local base, entry, request, failed = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local content, result, ttl = ARGV[5], ARGV[6], ARGV[7]
+redis.call('XACK', 'smp:' .. base, 'samplers', entry)
+redis.call('XDEL', 'smp:' .. base, entry)
+redis.call('DEL', 'pl:' .. request)
+local at = redis.call('HMGET', 'fut:' .. request, 'state', 'run', 'clone')
+if at[1] ~= 'waiting' then return 'known' end
+local state, list = failed == '1' and 'failed' or 'done', 'comp:' .. at[2] .. ':' .. at[3]
+redis.call('SET', 'res:' .. request, result, 'PX', ttl)
+redis.call('HSET', 'fut:' .. request, 'state', state, 'content', content)
+redis.call('PEXPIRE', 'fut:' .. request, ttl)
+redis.call('RPUSH', list, state .. ' ' .. #result .. ' ' .. request)
+redis.call('PEXPIRE', list, ttl)
+redis.call('XADD', 'done', 'MAXLEN', '~', 100000, '*', 'request', request, 'kind', 'sample')
+return 'new'

@@ -1,0 +1,95 @@
+"""Everything a worker can be told, read once from the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+
+class SettingsError(Exception):
+    """A setting that is missing or does not parse; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    redis_url: str
+    store_url: str
+    models: dict[str, str]
+    device: str = "cpu"
+    dtype: str = "float32"
+    torch_threads: int = 0
+    """0 leaves torch's own choice, the number of cores."""
+    max_pass_tokens: int = 2048
+    """Tokens that share one forward pass: bounds the memory of activations."""
+    max_sampling_slots: int = 32
+    sampling_steps_per_training_pass: int = 8
+    """How many sampling steps follow each training pass when both have work."""
+    max_resident_runs: int = 16
+    max_lora_rank: int = 256
+    lease_seconds: float = 5.0
+    gap_seconds: float = 30.0
+    """How long a run waits for a missing seq_id before that op, and those behind it, are failed."""
+    snapshot_steps: int = 20
+    snapshot_log_bytes: int = 64 << 20
+    """A run is snapshot after so many optimizer steps or so many bytes of replay log."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        read = _Reader(environment)
+        data_dir = environment.get("TINSMITH_DATA_DIR")
+        store = environment.get("TINSMITH_STORE_URL") or (data_dir and str(Path(data_dir, "store")))
+        return cls(
+            redis_url=read.required("REDIS_URL", environment.get("TINSMITH_REDIS_URL")),
+            store_url=read.required("STORE_URL or TINSMITH_DATA_DIR", store),
+            models=_models(read.required("MODELS", environment.get("TINSMITH_MODELS"))),
+            device=environment.get("TINSMITH_DEVICE", cls.device),
+            dtype=environment.get("TINSMITH_DTYPE", cls.dtype),
+            torch_threads=read.integer("TORCH_THREADS", cls.torch_threads),
+            max_pass_tokens=read.integer("MAX_PASS_TOKENS", cls.max_pass_tokens),
+            max_sampling_slots=read.integer("MAX_SAMPLING_SLOTS", cls.max_sampling_slots),
+            sampling_steps_per_training_pass=read.integer(
+                "SAMPLING_STEPS_PER_TRAINING_PASS", cls.sampling_steps_per_training_pass
+            ),
+            max_resident_runs=read.integer("MAX_RESIDENT_RUNS", cls.max_resident_runs),
+            max_lora_rank=read.integer("MAX_LORA_RANK", cls.max_lora_rank),
+            lease_seconds=read.number("LEASE_SECONDS", cls.lease_seconds),
+            gap_seconds=read.number("GAP_SECONDS", cls.gap_seconds),
+            snapshot_steps=read.integer("SNAPSHOT_STEPS", cls.snapshot_steps),
+            snapshot_log_bytes=read.integer("SNAPSHOT_LOG_BYTES", cls.snapshot_log_bytes),
+        )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    environment: Mapping[str, str]
+
+    def required(self, name: str, value: str | None) -> str:
+        if not value:
+            raise SettingsError(f"TINSMITH_{name} is not set.")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        text = self.environment.get(f"TINSMITH_{name}")
+        if not text:
+            return default
+        try:
+            return float(text)
+        except ValueError:
+            raise SettingsError(f"TINSMITH_{name}: {text!r} is not a number.") from None
+
+    def integer(self, name: str, default: int) -> int:
+        value = self.number(name, default)
+        if value != int(value) or value < 0:
+            raise SettingsError(f"TINSMITH_{name}: {value} is not a whole number from 0.")
+        return int(value)
+
+
+def _models(text: str) -> dict[str, str]:
+    """`served-name=folder,served-name=folder`."""
+    models = dict(
+        part.strip().split("=", 1) for part in text.split(",") if part.strip() and "=" in part
+    )
+    if not models:
+        raise SettingsError(f"TINSMITH_MODELS: {text!r} is not name=folder[,name=folder].")
+    return models

@@ -1,0 +1,90 @@
+"""Folders of files in the object store: whole or not there.
+
+A folder is written file by file and committed by its manifest, last. Reading checks every file
+against the manifest, so a torn or altered folder is an error and never a model.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from urllib.parse import urlparse
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from tinsmith.protocol.store_layout import MANIFEST
+
+
+class FolderDamaged(Exception):
+    """The folder has no manifest, or a file that differs from it."""
+
+
+def open_store(url: str) -> ObjectStore:
+    """A folder's path, or s3://, gs://, az:// with the usual environment."""
+    if urlparse(url).scheme in ("", "file"):
+        folder = Path(url.removeprefix("file://"))
+        return LocalStore(folder, mkdir=True)
+    return from_url(url)
+
+
+class StoreUnavailable(Exception):
+    """The store took or gave nothing: full, unreachable, or forbidden."""
+
+
+class Store:
+    def __init__(self, url: str) -> None:
+        self._store = open_store(url)
+
+    def write_folder(self, prefix: str, files: dict[str, bytes]) -> int:
+        """Write and commit; answers the folder's size in bytes."""
+        try:
+            return self._write_folder(prefix, files)
+        except (OSError, BaseError) as error:
+            raise StoreUnavailable(f"{prefix} could not be written") from error
+
+    def _write_folder(self, prefix: str, files: dict[str, bytes]) -> int:
+        for name, data in files.items():
+            obstore.put(self._store, f"{prefix}/{name}", data)
+        manifest = {
+            "files": {
+                name: {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+                for name, data in files.items()
+            }
+        }
+        obstore.put(self._store, f"{prefix}/{MANIFEST}", json.dumps(manifest).encode())
+        return sum(len(data) for data in files.values())
+
+    def read_folder(self, prefix: str) -> dict[str, bytes]:
+        try:
+            manifest = json.loads(self._read(f"{prefix}/{MANIFEST}"))
+            return {
+                name: self._verified(f"{prefix}/{name}", entry["sha256"])
+                for name, entry in manifest["files"].items()
+            }
+        except FileNotFoundError as error:
+            raise FolderDamaged(f"{prefix} is not whole in the store") from error
+
+    def has_folder(self, prefix: str) -> bool:
+        try:
+            obstore.head(self._store, f"{prefix}/{MANIFEST}")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete_folder(self, prefix: str) -> None:
+        """The manifest goes first: a folder half deleted is already not there."""
+        paths = [
+            entry["path"] for batch in obstore.list(self._store, prefix=prefix) for entry in batch
+        ]
+        for path in sorted(paths, key=lambda path: not path.endswith(MANIFEST)):
+            obstore.delete(self._store, path)
+
+    def _read(self, path: str) -> bytes:
+        return bytes(obstore.get(self._store, path).bytes())
+
+    def _verified(self, path: str, sha256: str) -> bytes:
+        data = self._read(path)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise FolderDamaged(f"{path} differs from its manifest")
+        return data
