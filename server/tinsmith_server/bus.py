@@ -17,7 +17,6 @@ import msgspec
 import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
-
 from tinsmith.protocol import keys
 from tinsmith.protocol.bodies import Completion
 from tinsmith.protocol.errors import NotFound
@@ -40,7 +39,7 @@ class FutureState:
 class Bus:
     def __init__(self, redis_url: str) -> None:
         pool = BlockingConnectionPool.from_url(redis_url, max_connections=64, timeout=30)
-        self.redis: Redis = Redis(connection_pool=pool)
+        self.redis: Any = Redis(connection_pool=pool)
         self._submit = self._script("submit")
         self._submit_sample = self._script("submit_sample")
         self._cancel = self._script("cancel")
@@ -164,7 +163,7 @@ class Bus:
         data = await self.redis.get(keys.result(request_id))
         if data is None:
             return failure("The result of this request has expired.", "server")
-        return Result(data=data, content=Content(content), failed=state == "failed")
+        return Result(data=data, content=Content(content or "json"), failed=state == "failed")
 
     # What the other rooms announce
 
@@ -179,7 +178,7 @@ class Bus:
             self._listeners.discard(queue)
 
     async def models(self) -> list[ModelCard]:
-        names = sorted(await cast(Any, self.redis.smembers(keys.MODELS)))
+        names = sorted(await self.redis.smembers(keys.MODELS))
         cards = [await self.redis.get(keys.model(name.decode())) for name in names]
         return [msgspec.json.decode(card, type=ModelCard) for card in cards if card]
 
@@ -209,7 +208,7 @@ class Bus:
     async def _follow(self, last: dict[str, str]) -> None:
         while True:
             try:
-                answer = await self.redis.xread(cast(Any, last), block=5000, count=1000)
+                answer = await self.redis.xread(last, block=5000, count=1000)
             except RedisError as error:
                 _log.warning("redis_unreachable", error=type(error).__name__)
                 await asyncio.sleep(0.5)
@@ -237,11 +236,11 @@ class Bus:
         return entries[0][0].decode() if entries else "0"
 
     async def _fields(self, key: str, *names: str) -> list[str | None]:
-        values = await cast(Any, self.redis.hmget(key, list(names)))
+        values = await self.redis.hmget(key, list(names))
         return [value.decode() if value is not None else None for value in values]
 
     async def _range(self, key: str, start: int) -> list[bytes]:
-        return cast(list[bytes], await cast(Any, self.redis.lrange(key, start, -1)))
+        return cast(list[bytes], await self.redis.lrange(key, start, -1))
 
 
 def _completion(row: str) -> Completion:

@@ -6,9 +6,7 @@ from tinsmith_worker.scheduler import Scheduler
 
 def job(name: str, kind: Kind = Kind.FORWARD_BACKWARD, tokens: int = 10) -> Job:
     run, seq = name.split("/")
-    return Job(
-        request_id=name, run_id=run, seq_id=int(seq), kind=kind, body=b"", num_tokens=tokens
-    )
+    return Job(request_id=name, run_id=run, seq_id=int(seq), kind=kind, body=b"", num_tokens=tokens)
 
 
 def scheduler(*jobs: Job, budget: int = 100, bases: dict[str, str] | None = None) -> Scheduler:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import structlog
 from redis.exceptions import RedisError
-
 from tinsmith.protocol.jobs import Job, Result, failure
+
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.ops import Ops
 from tinsmith_worker.queue import Fenced, Queue

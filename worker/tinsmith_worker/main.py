@@ -9,9 +9,9 @@ from pathlib import Path
 
 import structlog
 import torch
-
 from tinsmith.protocol.jobs import ModelCard
 from tinsmith.protocol.store_layout import tokenizer_prefix
+
 from tinsmith_worker.engine.base_model import BaseModel, ModelRefused
 from tinsmith_worker.engine.sampler import Sampler
 from tinsmith_worker.loop import Worker

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-
 from tinsmith.protocol import tensors
 from tinsmith.protocol.errors import TinsmithError
 from tinsmith.protocol.jobs import (
@@ -23,6 +22,7 @@ from tinsmith.protocol.jobs import (
     encode,
     failure,
 )
+
 from tinsmith_worker import checkpoint_files
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
@@ -37,7 +37,9 @@ from tinsmith_worker.engine.training import (
 from tinsmith_worker.engine.values import Datum, InvalidInput
 from tinsmith_worker.store import FolderDamaged, Store, StoreUnavailable
 
-_NOT_STORED = "The checkpoint was not saved: the service's store is full or out of reach. Try again."
+_NOT_STORED = (
+    "The checkpoint was not saved: the service's store is full or out of reach. Try again."
+)
 
 
 @dataclass(frozen=True)

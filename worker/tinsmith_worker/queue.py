@@ -12,7 +12,6 @@ from typing import Any, cast
 import msgspec
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
-
 from tinsmith.protocol import keys
 from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result
 
@@ -55,7 +54,7 @@ class SampleTicket:
 
 class Queue:
     def __init__(self, redis_url: str, worker: str) -> None:
-        self.redis = Redis.from_url(redis_url)
+        self.redis: Any = Redis.from_url(redis_url)  # its stubs mix the sync and async answers
         self.worker = worker
         self._ctl_last = "0"
         for name in ("take", "done", "snap", "adopt", "close_gap", "sample_done"):
@@ -70,7 +69,7 @@ class Queue:
     def announce(self, cards: Iterable[ModelCard]) -> None:
         """Say which base models this worker holds. The lease must already be there."""
         entries = self.redis.xrevrange(keys.CTL, count=1)
-        self._ctl_last = cast(Any, entries)[0][0].decode() if entries else "0"
+        self._ctl_last = entries[0][0].decode() if entries else "0"
         for card in cards:
             self.redis.set(keys.model(card.name), msgspec.json.encode(card))
             self.redis.sadd(keys.MODELS, card.name)
@@ -98,13 +97,13 @@ class Queue:
         """Ids of runs with news; blocks until something rings or the time is up."""
         bells = [f"bell:{name}" for name in base_models]
         inbox = keys.inbox(self.worker)
-        rung = cast(Any, self.redis.blpop([inbox, *bells], timeout=timeout_seconds))
+        rung = self.redis.blpop([inbox, *bells], timeout=timeout_seconds)
         first = {rung[1].decode()} if rung and rung[0].decode() == inbox else set()
         return first | self.news()
 
     def news(self) -> set[str]:
         """The same without waiting."""
-        names = cast(Any, self.redis.lpop(keys.inbox(self.worker), 1000))
+        names = self.redis.lpop(keys.inbox(self.worker), 1000)
         return {name.decode() for name in names or ()}
 
     def take(self, run_ids: Iterable[str], max_tokens: int) -> list[Taken]:
@@ -146,7 +145,7 @@ class Queue:
 
     def record(self, run_id: str) -> RunRecord:
         fields = ("base_model", "epoch", "done", "snapshot", "snapshot_seq")
-        values = cast(Any, self.redis.hmget(keys.run(run_id), list(fields)))
+        values = self.redis.hmget(keys.run(run_id), list(fields))
         base_model, epoch, done, snapshot, snapshot_seq = (value.decode() for value in values)
         return RunRecord(
             base_model=base_model,
@@ -158,7 +157,7 @@ class Queue:
 
     def replay_log(self, run_id: str) -> list[Job]:
         """The ops since the last snapshot that changed the run, in order, with their bodies."""
-        entries = cast(Any, self.redis.lrange(keys.log(run_id), 0, -1))
+        entries = self.redis.lrange(keys.log(run_id), 0, -1)
         jobs = []
         for entry in entries:
             request_id, kind = entry.decode().split(" ")
@@ -210,7 +209,7 @@ class Queue:
 
     def rescue_samples(self, base_model: str) -> list[SampleTicket]:
         stream, tickets = keys.sampling(base_model), []
-        for consumer in cast(Any, self.redis.xinfo_consumers(stream, keys.SAMPLER_GROUP)):
+        for consumer in self.redis.xinfo_consumers(stream, keys.SAMPLER_GROUP):
             name = consumer["name"].decode()
             if name == self.worker or self.redis.exists(keys.lease(name)):
                 continue
@@ -258,7 +257,7 @@ class Queue:
 
     def cancellations(self) -> set[str]:
         """Requests cancelled since the last look."""
-        answer = cast(Any, self.redis.xread({keys.CTL: self._ctl_last}, count=1000))
+        answer = self.redis.xread({keys.CTL: self._ctl_last}, count=1000)
         cancelled = set()
         for entry_id, fields in _entries(answer):
             self._ctl_last = entry_id.decode()
@@ -271,10 +270,10 @@ class Queue:
         return value.decode() if value else ""
 
     def _members(self, key: str) -> list[str]:
-        return sorted(name.decode() for name in cast(Any, self.redis.smembers(key)))
+        return sorted(name.decode() for name in self.redis.smembers(key))
 
     def _members_by_score(self, key: str) -> list[str]:
-        return [name.decode() for name in cast(Any, self.redis.zrange(key, 0, -1))]
+        return [name.decode() for name in self.redis.zrange(key, 0, -1)]
 
 
 class Lease:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
-
 from tinsmith.protocol.jobs import Job, Kind
 from tinsmith.protocol.store_layout import snapshot_prefix
+
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.training import RunState
 from tinsmith_worker.ops import Ops, restore_snapshot, snapshot_files

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 import structlog
-
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.errors import TinsmithError
 from tinsmith.protocol.jobs import Content, Result, SampleJob, failure
+
 from tinsmith_worker import checkpoint_files
 from tinsmith_worker.engine.adapter import FrozenAdapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.sampler import Finished, SampleRequest, Sampler, TopK
+from tinsmith_worker.engine.sampler import Finished, Sampler, SampleRequest, TopK
 from tinsmith_worker.engine.values import InvalidInput
 from tinsmith_worker.queue import Queue, SampleTicket
 from tinsmith_worker.store import FolderDamaged, Store

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from tinsmith.protocol.jobs import Job
 
+
 @dataclass
 class Line:
     """One run's claimed jobs, in seq_id order."""

@@ -12,7 +12,6 @@ from urllib.parse import urlparse
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
-
 from tinsmith.protocol.store_layout import MANIFEST
 
 

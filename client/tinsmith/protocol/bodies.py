@@ -18,11 +18,11 @@ class Answer(msgspec.Struct, kw_only=True, frozen=True):
     """Written whole, nulls too: the SDK takes null for every optional field."""
 
 
-class Versioned(Body):
+class Versioned(Body, kw_only=True, frozen=True):
     sdk_version: str = ""
 
 
-class CreateSession(Body):
+class CreateSession(Body, kw_only=True, frozen=True):
     tags: list[str] = []
     user_metadata: dict[str, Any] | None = None
     sdk_version: str = ""
@@ -30,7 +30,7 @@ class CreateSession(Body):
     display_name: str | None = None
 
 
-class SessionCreated(Answer):
+class SessionCreated(Answer, kw_only=True, frozen=True):
     session_id: str
     type: str = "create_session"
     info_message: str | None = None
@@ -38,20 +38,20 @@ class SessionCreated(Answer):
     error_message: str | None = None
 
 
-class SessionRef(Body):
+class SessionRef(Body, kw_only=True, frozen=True):
     session_id: str
 
 
-class FinishReason(Body):
+class FinishReason(Body, kw_only=True, frozen=True):
     type: str = "success"
 
 
-class FinishSession(Body):
+class FinishSession(Body, kw_only=True, frozen=True):
     reason: FinishReason = FinishReason()
     detail: str | None = None
 
 
-class LoraConfig(Body):
+class LoraConfig(Body, kw_only=True, frozen=True):
     rank: int = 32
     seed: int | None = None
     train_unembed: bool = True
@@ -59,11 +59,11 @@ class LoraConfig(Body):
     train_attn: bool = True
 
 
-class OptimizerConfig(Body):
+class OptimizerConfig(Body, kw_only=True, frozen=True):
     type: str = "adamw"
 
 
-class CreateModel(Body):
+class CreateModel(Body, kw_only=True, frozen=True):
     session_id: str
     model_seq_id: int
     base_model: str
@@ -72,24 +72,24 @@ class CreateModel(Body):
     optimizer_config: OptimizerConfig | None = None
 
 
-class Addressed(Body):
+class Addressed(Body, kw_only=True, frozen=True):
     """What every op of a run carries: enough to fail it in its turn when the rest does not parse."""
 
     model_id: str
     seq_id: int
 
 
-class RunRef(Body):
+class RunRef(Body, kw_only=True, frozen=True):
     model_id: str
 
 
-class ModelData(Answer):
+class ModelData(Answer, kw_only=True, frozen=True):
     arch: str | None = None
     model_name: str | None = None
     tokenizer_id: str | None = None
 
 
-class RunInfo(Answer):
+class RunInfo(Answer, kw_only=True, frozen=True):
     model_data: ModelData
     model_id: str
     optimizer_config: dict[str, Any]
@@ -99,7 +99,7 @@ class RunInfo(Answer):
     type: str = "get_info"
 
 
-class AdamParams(Body):
+class AdamParams(Body, kw_only=True, frozen=True):
     learning_rate: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.95
@@ -108,19 +108,19 @@ class AdamParams(Body):
     grad_clip_norm: float = 0.0
 
 
-class OptimStep(Addressed):
+class OptimStep(Addressed, kw_only=True, frozen=True):
     adam_params: AdamParams | None = None
     optimizer_params: dict[str, Any] | None = None
 
 
-class SaveWeights(Addressed):
+class SaveWeights(Addressed, kw_only=True, frozen=True):
     path: str | None = None
     ttl_seconds: int | None = None
     overwrite: bool = False
     user_metadata: dict[str, Any] | None = None
 
 
-class SaveWeightsForSampler(Addressed):
+class SaveWeightsForSampler(Addressed, kw_only=True, frozen=True):
     path: str | None = None
     sampling_session_seq_id: int | None = None
     kind: str = "snapshot"
@@ -128,7 +128,7 @@ class SaveWeightsForSampler(Addressed):
     user_metadata: dict[str, Any] | None = None
 
 
-class LoadWeights(Body):
+class LoadWeights(Body, kw_only=True, frozen=True):
     """Either (model_id, seq_id) or (session_id, model_seq_id) addresses it (wire: 8.4)."""
 
     path: str
@@ -143,19 +143,19 @@ class LoadWeights(Body):
     weights_access_token: str | None = None
 
 
-class CreateSamplingSession(Body):
+class CreateSamplingSession(Body, kw_only=True, frozen=True):
     session_id: str
     sampling_session_seq_id: int
     model_path: str | None = None
     base_model: str | None = None
 
 
-class SamplingSessionCreated(Answer):
+class SamplingSessionCreated(Answer, kw_only=True, frozen=True):
     sampling_session_id: str
     type: str = "create_sampling_session"
 
 
-class SamplingParams(Body):
+class SamplingParams(Body, kw_only=True, frozen=True):
     max_tokens: int | None = None
     seed: int | None = None
     stop: str | list[str] | list[int] | None = None
@@ -164,18 +164,18 @@ class SamplingParams(Body):
     top_p: float = 1.0
 
 
-class Chunk(Body):
+class Chunk(Body, kw_only=True, frozen=True):
     """One piece of a model input. Only text is trained on and sampled from here."""
 
     type: str | None = None
     tokens: list[int] | None = None
 
 
-class ModelInput(Body):
+class ModelInput(Body, kw_only=True, frozen=True):
     chunks: list[Chunk]
 
 
-class Sample(Body):
+class Sample(Body, kw_only=True, frozen=True):
     sampling_session_id: str
     seq_id: int
     prompt: ModelInput
@@ -190,7 +190,7 @@ class Sample(Body):
     record_stability_info: bool = False
 
 
-class Submitted(Answer):
+class Submitted(Answer, kw_only=True, frozen=True):
     """The future stub that every heavy call answers at once."""
 
     request_id: str
@@ -198,64 +198,64 @@ class Submitted(Answer):
     sample_sequence_ids: list[str] | None = None
 
 
-class FutureRef(Body):
+class FutureRef(Body, kw_only=True, frozen=True):
     request_id: str
     allow_metadata_only: bool = False
 
 
-class SamplerTarget(Body):
+class SamplerTarget(Body, kw_only=True, frozen=True):
     sampling_session_id: str
     cloned_sampler_id: int = 0
     type: str = "sampling_session"
 
 
-class RetrieveFutures(Body):
+class RetrieveFutures(Body, kw_only=True, frozen=True):
     target: SamplerTarget
     prev_cursor: int = 0
     timeout: float | None = None
     retrieved_request_ids: list[str] = []
 
 
-class Completion(Answer):
+class Completion(Answer, kw_only=True, frozen=True):
     state: str
     request_id: str
     response_payload_uncompressed_size: int | None = None
 
 
-class Completions(Answer):
+class Completions(Answer, kw_only=True, frozen=True):
     completions: list[Completion]
     cursor: int
 
 
-class Pending(Answer):
+class Pending(Answer, kw_only=True, frozen=True):
     request_id: str
     type: str = "try_again"
     queue_state: str = "active"
     queue_state_reason: str | None = None
 
 
-class SupportedModel(Answer):
+class SupportedModel(Answer, kw_only=True, frozen=True):
     model_name: str
     max_context_length: int | None = None
     trainable: bool | None = None
     sampleable: bool | None = None
 
 
-class Capabilities(Answer):
+class Capabilities(Answer, kw_only=True, frozen=True):
     supported_models: list[SupportedModel]
 
 
-class Sampler(Answer):
+class Sampler(Answer, kw_only=True, frozen=True):
     sampler_id: str
     base_model: str
     model_path: str | None = None
 
 
-class PathRef(Body):
+class PathRef(Body, kw_only=True, frozen=True):
     tinker_path: str
 
 
-class WeightsInfo(Answer):
+class WeightsInfo(Answer, kw_only=True, frozen=True):
     base_model: str
     is_lora: bool
     lora_rank: int
@@ -265,13 +265,13 @@ class WeightsInfo(Answer):
     optimizer_config: dict[str, Any]
 
 
-class Cursor(Answer):
+class Cursor(Answer, kw_only=True, frozen=True):
     offset: int
     limit: int
     total_count: int
 
 
-class Checkpoint(Answer):
+class Checkpoint(Answer, kw_only=True, frozen=True):
     checkpoint_id: str
     checkpoint_type: str
     time: datetime
@@ -282,12 +282,12 @@ class Checkpoint(Answer):
     expires_at: datetime | None = None
 
 
-class Checkpoints(Answer):
+class Checkpoints(Answer, kw_only=True, frozen=True):
     checkpoints: list[Checkpoint]
     cursor: Cursor | None = None
 
 
-class TrainingRun(Answer):
+class TrainingRun(Answer, kw_only=True, frozen=True):
     training_run_id: str
     base_model: str
     model_owner: str
@@ -300,6 +300,6 @@ class TrainingRun(Answer):
     user_metadata: dict[str, str] | None = None
 
 
-class TrainingRuns(Answer):
+class TrainingRuns(Answer, kw_only=True, frozen=True):
     training_runs: list[TrainingRun]
     cursor: Cursor

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
-
 from tinsmith.protocol.bodies import AdamParams, Body, SamplingParams
 
 
@@ -72,7 +71,7 @@ class Result:
     failed: bool = False
 
 
-class Failure(Body):
+class Failure(Body, kw_only=True, frozen=True):
     error: str
     category: str
 
@@ -81,7 +80,7 @@ def failure(message: str, category: str = "user") -> Result:
     return Result(data=encode(Failure(error=message, category=category)), failed=True)
 
 
-class AdapterSpec(Body):
+class AdapterSpec(Body, kw_only=True, frozen=True):
     base_model: str
     rank: int
     seed: int
@@ -90,11 +89,11 @@ class AdapterSpec(Body):
     train_unembed: bool = True
 
 
-class CreateModelJob(Body):
+class CreateModelJob(Body, kw_only=True, frozen=True):
     adapter: AdapterSpec
 
 
-class LoadJob(Body):
+class LoadJob(Body, kw_only=True, frozen=True):
     """Replace a run's weights by a checkpoint's; a new run (seq 0) takes its shape from it."""
 
     prefix: str
@@ -103,11 +102,11 @@ class LoadJob(Body):
     base_model: str
 
 
-class OptimStepJob(Body):
+class OptimStepJob(Body, kw_only=True, frozen=True):
     adam: AdamParams
 
 
-class SaveJob(Body):
+class SaveJob(Body, kw_only=True, frozen=True):
     """Write the run's weights below `prefix`, then answer `answer` as it stands."""
 
     prefix: str
@@ -115,14 +114,14 @@ class SaveJob(Body):
     answer: dict[str, str]
 
 
-class SaveResult(Body):
+class SaveResult(Body, kw_only=True, frozen=True):
     """Beside the answer, what the API process records of the checkpoint."""
 
     size_bytes: int
     answer: dict[str, str]
 
 
-class SampleJob(Body):
+class SampleJob(Body, kw_only=True, frozen=True):
     """A sampling request with its adapter resolved and its seed fixed: a repeat gives the same."""
 
     base_model: str
@@ -137,7 +136,7 @@ class SampleJob(Body):
     prompt_logprobs_last_n: int | None = None
 
 
-class ModelCard(Body):
+class ModelCard(Body, kw_only=True, frozen=True):
     """What a worker announces of a base model it holds."""
 
     name: str

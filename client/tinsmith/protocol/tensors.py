@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
-
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.errors import BadRequest, Unprocessable
 
 Array = npt.NDArray[np.generic]
 IntArray = npt.NDArray[np.int32]
 
-_DTYPES = {
+_DTYPES: dict[int, np.dtype[np.generic]] = {
     pb.DTYPE_FLOAT32: np.dtype("<f4"),
     pb.DTYPE_INT64: np.dtype("<i8"),
     pb.DTYPE_INT32: np.dtype("<i4"),
