@@ -1,0 +1,64 @@
+"""A run as files, in PEFT's layout, and back. Bytes only: where they go is the store's business.
+
+`adapter_config.json` and `adapter_model.safetensors` open in peft as they are. `tinsmith.json` holds
+what PEFT has no place for, `optimizer.safetensors` Adam's moments.
+"""
+
+import json
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from tinsmith_worker.engine.adapter import Adapter, FrozenAdapter
+from tinsmith_worker.engine.base_model import BaseModel
+from tinsmith_worker.engine.training import RunState
+from tinsmith_worker.engine.values import InvalidInput
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OPTIMIZER, OURS = "optimizer.safetensors", "tinsmith.json"
+
+
+def pack(state: RunState, base_model: str, *, optimizer: bool) -> dict[str, bytes]:
+    adapter = state.adapter
+    ours = {
+        "format": 1,
+        "base_model": base_model,
+        "rank": adapter.rank,
+        "trains": adapter.trains,
+        "steps": state.steps,
+    }
+    files = {
+        CONFIG: json.dumps(adapter.peft_config(base_model), indent=1).encode(),
+        WEIGHTS: save(_plain(state.parameters), metadata={"format": "pt"}),
+        OURS: json.dumps(ours, indent=1).encode(),
+    }
+    if optimizer:
+        files[OPTIMIZER] = save(_plain(state.optimizer_tensors()))
+    return files
+
+
+def unpack(model: BaseModel, files: dict[str, bytes], *, optimizer: bool) -> RunState:
+    """A run to train on; without optimizer it begins with a fresh Adam."""
+    state = RunState(_adapter(model, files, trainable=True))
+    if optimizer:
+        if OPTIMIZER not in files:
+            raise InvalidInput("path: this checkpoint has no optimizer state; load it without.")
+        state.load_optimizer(load(files[OPTIMIZER]))
+        state.steps = int(json.loads(files[OURS])["steps"])
+    return state
+
+
+def unpack_frozen(model: BaseModel, files: dict[str, bytes]) -> FrozenAdapter:
+    """For sampling: it will never change."""
+    return _adapter(model, files, trainable=False)
+
+
+def _adapter(model: BaseModel, files: dict[str, bytes], *, trainable: bool) -> Adapter:
+    ours = json.loads(files[OURS])
+    return Adapter.from_tensors(
+        model, ours["rank"], ours["trains"], load(files[WEIGHTS]), trainable=trainable
+    )
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

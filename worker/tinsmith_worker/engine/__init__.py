@@ -1,0 +1,1 @@
+"""Pure torch: never heard of Redis, HTTP, SQL or the object store."""
