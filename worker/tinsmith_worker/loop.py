@@ -79,8 +79,11 @@ class Worker:
 
     def drain(self) -> None:
         """A planned stop: what is claimed is given back, what is done is snapshot."""
-        self._runs.snapshot_all()
-        self._queue.withdraw(self._models)
+        try:
+            self._runs.snapshot_all()
+            self._queue.withdraw(self._models)
+        except RedisError as error:  # whoever adopts the runs replays a little more
+            _log.warning("left_without_goodbye", error=type(error).__name__)
 
     # Take
 

@@ -1,0 +1,43 @@
+# Every target builds .venv when it has to; a second call finds it there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help up demo test lint bench clean
+
+help:  ## What can be made
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(ENOUGH)' || \
+	  { echo "Tinsmith needs Python 3.11 or newer; name one with: make PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+up: $(STAMP)  ## Start the whole service on this machine
+	$(BIN)/tinsmith up
+
+demo: $(STAMP)  ## Train a small model through the service; writes demo.png
+	$(BIN)/tinsmith demo --out demo.png
+
+lint: $(STAMP)  ## Format, lint, types and walls between the packages
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## Lint, then every test that needs no GPU
+	$(BIN)/pytest -q
+
+bench: $(STAMP)  ## Benchmarks, one thread
+	@set -e; for bench in benchmarks/bench_*.py; do \
+	  echo "== $$bench"; OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python $$bench; done
+
+clean:  ## Remove the environment and every cache
+	rm -rf $(VENV) build dist demo.png .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	  .import_linter_cache
+	find client server worker tests -name __pycache__ -prune -exec rm -rf {} +

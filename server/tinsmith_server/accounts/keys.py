@@ -1,0 +1,80 @@
+"""API keys: `tml-<id>-<secret><checksum>`, shown once, kept as a peppered hash.
+
+The checksum lets a mistyped key be told from a wrong one without a look at the database.
+"""
+
+import hashlib
+import hmac
+import secrets
+import uuid
+import zlib
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+from tinsmith.protocol.errors import NotFound
+
+from tinsmith_server.db import ApiKey, Organization, now
+
+
+async def create(
+    sql: AsyncSession, pepper: bytes, name: str, organization: str = "default"
+) -> tuple[ApiKey, str]:
+    """The key's row, and its text, which nobody will see again."""
+    owner = await _organization(sql, organization)
+    key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
+    row = ApiKey(
+        id=key_id, organization_id=owner.id, name=name, secret_hash=_hash(pepper, key_id, secret)
+    )
+    sql.add(row)
+    return row, f"tml-{key_id}-{secret}{_checksum(key_id, secret)}"
+
+
+async def find(sql: AsyncSession, pepper: bytes, text: str) -> ApiKey | None:
+    """The live key that this text is."""
+    parts = text.removeprefix("tml-").split("-")
+    if not text.startswith("tml-") or len(parts) != 2 or len(parts[1]) != 72:
+        return None
+    key_id, secret, checksum = parts[0], parts[1][:64], parts[1][64:]
+    if checksum != _checksum(key_id, secret):
+        return None
+    row = await sql.get(ApiKey, key_id)
+    if row is None or row.revoked_at is not None:
+        return None
+    return row if hmac.compare_digest(row.secret_hash, _hash(pepper, key_id, secret)) else None
+
+
+async def listed(sql: AsyncSession) -> Sequence[tuple[ApiKey, str]]:
+    """Every key with its organization's name, newest first."""
+    query = (
+        select(ApiKey, Organization.name)
+        .join(Organization, Organization.id == ApiKey.organization_id)
+        .order_by(ApiKey.created_at.desc())
+    )
+    return [(key, name) for key, name in (await sql.execute(query)).all()]
+
+
+async def revoke(sql: AsyncSession, key_id: str) -> ApiKey:
+    """From now on; whoever caches keys must be told as well."""
+    row = await sql.get(ApiKey, key_id)
+    if row is None:
+        raise NotFound(f"There is no key {key_id!r}; `tinsmith keys list` shows them.")
+    row.revoked_at = row.revoked_at or now()
+    return row
+
+
+async def _organization(sql: AsyncSession, name: str) -> Organization:
+    row = await sql.scalar(select(Organization).where(Organization.name == name))
+    if row is None:
+        row = Organization(id=f"org-{uuid.uuid4().hex[:12]}", name=name)
+        sql.add(row)
+        await sql.flush()
+    return row
+
+
+def _hash(pepper: bytes, key_id: str, secret: str) -> str:
+    return hmac.new(pepper, f"{key_id}:{secret}".encode(), hashlib.sha256).hexdigest()
+
+
+def _checksum(key_id: str, secret: str) -> str:
+    return f"{zlib.crc32(f'{key_id}{secret}'.encode()):08x}"

@@ -1,0 +1,53 @@
+"""The API process: routes under /api/v1, one error handler, and what starts and stops with them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from tinsmith.protocol.errors import TinsmithError
+
+from tinsmith_server import client_config, not_offered
+from tinsmith_server.checkpoints import routes as checkpoints
+from tinsmith_server.futures import routes as futures
+from tinsmith_server.migrate import migrate
+from tinsmith_server.models import routes as models
+from tinsmith_server.runs import routes as runs
+from tinsmith_server.sampling import routes as sampling
+from tinsmith_server.service import Service
+from tinsmith_server.sessions import routes as sessions
+from tinsmith_server.settings import Settings
+from tinsmith_server.wire import answer, render_error
+
+_ROOMS = (client_config, sessions, models, runs, sampling, checkpoints, futures, not_offered)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    settings = settings or Settings.from_environment()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        migrate(settings)
+        app.state.service = Service.create(settings)
+        await app.state.service.start()
+        yield
+        await app.state.service.close()
+
+    app = FastAPI(title="Tinsmith", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_exception_handler(Exception, render_error)
+    app.add_exception_handler(HTTPException, _render_http)  # type: ignore[arg-type]
+    app.add_exception_handler(TinsmithError, render_error)
+    api = APIRouter(prefix="/api/v1")
+    for room in _ROOMS:
+        api.include_router(room.router)
+    app.include_router(api)
+    app.include_router(client_config.health)
+    return app
+
+
+async def _render_http(request: Request, error: HTTPException) -> Response:
+    """The framework's own: no such route, or not with this method. 404 either way is final."""
+    status = 404 if error.status_code == 405 else error.status_code
+    return answer({"detail": f"There is no {request.method} {request.url.path} here."}, status)

@@ -1,0 +1,3 @@
+from tinsmith_server.cli.main import main
+
+main()

@@ -1,0 +1,105 @@
+"""`tinsmith`: every command, its help, and the one line that is printed when something is wrong."""
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+from redis.exceptions import RedisError
+from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
+from tinsmith.protocol.errors import TinsmithError
+
+from tinsmith_server.cli import keys, models, up
+from tinsmith_server.problems import Problem, describe_os_error
+from tinsmith_server.settings import Settings, SettingsError
+
+app = typer.Typer(
+    name="tinsmith",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="A training service on your own GPUs that speaks Tinker's API.\n\n"
+    "Begin with [bold]tinsmith up[/bold]: it starts everything and prints two lines to paste.",
+)
+app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
+app.command("up")(up.up)
+app.command("demo")(up.demo)
+
+
+def main() -> None:
+    """Anything foreseen ends in one line and a non-zero exit code."""
+    try:
+        app()
+    except (Problem, SettingsError, TinsmithError) as error:
+        _stop(str(error))
+    except RedisError as error:
+        _stop(f"Redis cannot be reached at TINSMITH_REDIS_URL ({type(error).__name__}).")
+    except SQLAlchemyError as error:
+        _stop(f"The database cannot be used: {str(error).splitlines()[0][:200]}")
+    except OSError as error:
+        _stop(describe_os_error(error))
+
+
+def _stop(sentence: str) -> None:
+    Console(stderr=True).print(f"[red]tinsmith:[/red] {sentence}", highlight=False, soft_wrap=True)
+    raise SystemExit(1)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Run one API process (TINSMITH_REDIS_URL, TINSMITH_DATABASE_URL, TINSMITH_STORE_URL)."""
+    import uvicorn
+
+    from tinsmith_server.app import create_app
+
+    settings = Settings.from_environment()
+    uvicorn.run(
+        create_app(settings),
+        host=host or settings.host,
+        port=port or settings.port,
+        timeout_keep_alive=120,  # the SDK keeps idle connections for 90 s
+        backlog=4096,
+        access_log=False,
+        log_level="warning",
+    )
+
+
+@app.command()
+def work() -> None:
+    """Run one worker on this machine's device (TINSMITH_MODELS, TINSMITH_REDIS_URL)."""
+    raise SystemExit(subprocess.run([sys.executable, "-m", "tinsmith_worker"]).returncode)
+
+
+@app.command()
+def background() -> None:
+    """Run the background worker: slow chores on the queue `tinsmith`, apart from training."""
+    from redis import Redis
+    from rq import Queue, Worker
+    from rq.serializers import JSONSerializer
+
+    redis = Redis.from_url(Settings.from_environment().redis_url)
+    queue = Queue("tinsmith", connection=redis, serializer=JSONSerializer)
+    Worker([queue], connection=redis, serializer=JSONSerializer).work(logging_level="WARNING")
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the newest schema. `serve` does this by itself."""
+    from tinsmith_server.migrate import migrate as run
+
+    run(Settings.from_environment())
+
+
+@app.command("version")
+def show_version() -> None:
+    """Print the version."""
+    try:
+        typer.echo(version("tinsmith"))
+    except PackageNotFoundError:
+        typer.echo("0.1.0+source")

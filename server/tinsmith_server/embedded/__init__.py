@@ -1,0 +1,1 @@
+"""The whole service on one bare machine: a real Valkey and the same processes as in production."""

@@ -1,0 +1,55 @@
+"""An op of a run on its way to the queue.
+
+Once an op's seq is known it must take its place in line, whatever is wrong with it: the SDK has
+already counted it, and would wait for ever behind a number that never comes. So a refusal after that
+point is a failed future, not a 4xx.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from tinsmith.protocol.bodies import Addressed
+from tinsmith.protocol.errors import BadRequest, TinsmithError
+from tinsmith.protocol.jobs import Job, Kind, failure
+from tinsmith.protocol.paths import session_of, training_request_id
+
+from tinsmith_server.auth import Caller
+from tinsmith_server.db import TrainingRun, now
+from tinsmith_server.runs import repository
+from tinsmith_server.service import Service
+from tinsmith_server.sessions.repository import open_session
+
+MakeBody = Callable[[TrainingRun], Awaitable[bytes]]
+
+
+async def submit_op(
+    service: Service,
+    user: Caller,
+    op: Addressed,
+    kind: Kind,
+    make_body: MakeBody,
+    num_tokens: int = 0,
+) -> str:
+    """Queue the op, or its refusal, under its seq; answers the request id."""
+    if op.seq_id < 1:
+        raise BadRequest(f"seq_id: {op.seq_id} is not a number from 1.")
+    async with service.db.begin() as sql:
+        run = await repository.owned_by(sql, user, op.model_id)
+        await open_session(sql, user, session_of(run.id))
+        run.last_request_at = now()
+    request_id = training_request_id(run.id, op.seq_id)
+    try:
+        body = await make_body(run)
+    except TinsmithError as error:
+        refusal = failure(error.message)
+        await service.bus.submit_failed(user.organization_id, run.id, op.seq_id, kind, refusal)
+        return request_id
+    job = Job(
+        request_id=request_id,
+        run_id=run.id,
+        seq_id=op.seq_id,
+        kind=kind,
+        body=body,
+        num_tokens=num_tokens,
+    )
+    await service.bus.submit(user.organization_id, run.base_model, job)
+    return request_id

@@ -1,0 +1,62 @@
+"""What every route works with, made once at start and handed down; and what runs behind them."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import structlog
+from fastapi import Depends, Request
+
+from tinsmith_server.auth import KeyRing
+from tinsmith_server.bus import Bus
+from tinsmith_server.checkpoints.service import Checkpoints
+from tinsmith_server.db import Database
+from tinsmith_server.settings import Settings
+from tinsmith_server.storage import Storage
+
+_log = structlog.get_logger()
+
+
+@dataclass
+class Service:
+    settings: Settings
+    db: Database
+    bus: Bus
+    storage: Storage
+    keys: KeyRing = field(init=False)
+    checkpoints: Checkpoints = field(init=False)
+    _settler: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.keys = KeyRing(self.db, self.bus, self.settings.key_pepper)
+        self.checkpoints = Checkpoints(self.db, self.bus, self.storage)
+
+    @classmethod
+    def create(cls, settings: Settings) -> "Service":
+        return cls(
+            settings,
+            Database(settings.database_url),
+            Bus(settings.redis_url),
+            Storage(settings.store_url),
+        )
+
+    async def start(self) -> None:
+        await self.bus.start()
+        self.keys.start()
+        self._settler = asyncio.create_task(self.checkpoints.settle_all(), name="settler")
+
+    async def close(self) -> None:
+        if self._settler:
+            self._settler.cancel()
+            await asyncio.gather(self._settler, return_exceptions=True)
+        await self.keys.close()
+        await self.bus.close()
+        await self.db.close()
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Served = Annotated[Service, Depends(_service)]

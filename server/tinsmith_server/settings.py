@@ -1,0 +1,82 @@
+"""Everything an API process can be told, read once from the environment."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+
+class SettingsError(Exception):
+    """A setting that is missing or does not parse; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    data_dir: Path
+    database_url: str
+    redis_url: str
+    store_url: str
+    key_pepper: bytes
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_body_bytes: int = 128 << 20
+    """Of a request as it is read, and of a compressed one when unpacked."""
+    poll_seconds: float = 25.0
+    """How long retrieve_future holds a poll; the SDK gives up at 45."""
+    fwdbwd_max_chunk_len: int = 100_000
+    fwdbwd_max_chunk_bytes: int = 32 << 20
+    """Where the SDK cuts a batch. A chunk is one request, so it must fit max_body_bytes."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        data_dir = Path(environment.get("TINSMITH_DATA_DIR") or default_data_dir(environment))
+        data_dir.mkdir(parents=True, exist_ok=True)
+        redis_url = environment.get("TINSMITH_REDIS_URL")
+        if not redis_url:
+            raise SettingsError("TINSMITH_REDIS_URL is not set (`tinsmith up` brings its own).")
+        return cls(
+            data_dir=data_dir,
+            database_url=environment.get("TINSMITH_DATABASE_URL")
+            or f"sqlite+aiosqlite:///{data_dir / 'tinsmith.db'}",
+            redis_url=redis_url,
+            store_url=environment.get("TINSMITH_STORE_URL") or str(data_dir / "store"),
+            key_pepper=_pepper(environment, data_dir),
+            host=environment.get("TINSMITH_HOST", cls.host),
+            port=_whole(environment, "PORT", cls.port),
+            max_body_bytes=_whole(environment, "MAX_BODY_BYTES", cls.max_body_bytes),
+            poll_seconds=_whole(environment, "POLL_SECONDS", int(cls.poll_seconds)),
+            fwdbwd_max_chunk_len=_whole(
+                environment, "FWDBWD_MAX_CHUNK_LEN", cls.fwdbwd_max_chunk_len
+            ),
+            fwdbwd_max_chunk_bytes=_whole(
+                environment, "FWDBWD_MAX_CHUNK_BYTES", cls.fwdbwd_max_chunk_bytes
+            ),
+        )
+
+
+def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    base = environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "tinsmith"
+
+
+def _whole(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(f"TINSMITH_{name}") or str(default)
+    if not text.isdigit():
+        raise SettingsError(f"TINSMITH_{name}: {text!r} is not a whole number.")
+    return int(text)
+
+
+def _pepper(environment: Mapping[str, str], data_dir: Path) -> bytes:
+    """What stolen hashes of keys are worthless without; kept outside the database."""
+    if given := environment.get("TINSMITH_KEY_PEPPER"):
+        return given.encode()
+    path = data_dir / "key_pepper"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_hex(32).encode())
+    return path.read_bytes()

@@ -1,0 +1,49 @@
+"""The API process's end of the object store: it reads tokenizers and deletes checkpoints."""
+
+import json
+from pathlib import Path
+from urllib.parse import urlparse
+
+import obstore
+from obstore.store import LocalStore, ObjectStore, from_url
+from tinsmith.protocol.errors import NotFound
+from tinsmith.protocol.store_layout import MANIFEST
+
+
+class Storage:
+    def __init__(self, url: str) -> None:
+        self._store = _open(url)
+
+    async def names(self, prefix: str) -> list[str]:
+        """The files of a whole folder."""
+        manifest = json.loads(await self._read(f"{prefix}/{MANIFEST}"))
+        return sorted(manifest["files"])
+
+    async def file(self, prefix: str, name: str) -> bytes:
+        """Only a name that the folder's manifest lists is ever joined to it."""
+        if name not in await self.names(prefix):
+            raise NotFound(f"There is no file {name[:80]!r} here.")
+        return await self._read(f"{prefix}/{name}")
+
+    async def delete_folder(self, prefix: str) -> None:
+        """The manifest goes first: a folder half deleted is already not there."""
+        found = [
+            entry["path"]
+            async for batch in obstore.list(self._store, prefix=prefix)
+            for entry in batch
+        ]
+        for path in sorted(found, key=lambda path: not path.endswith(MANIFEST)):
+            await obstore.delete_async(self._store, path)
+
+    async def _read(self, path: str) -> bytes:
+        try:
+            answer = await obstore.get_async(self._store, path)
+        except FileNotFoundError:
+            raise NotFound("These files are not in the store.") from None
+        return bytes(await answer.bytes_async())
+
+
+def _open(url: str) -> ObjectStore:
+    if urlparse(url).scheme in ("", "file"):
+        return LocalStore(Path(url.removeprefix("file://")), mkdir=True)
+    return from_url(url)

@@ -1,0 +1,80 @@
+"""Bytes in, bytes out: reading bodies within bounds, and rendering answers and errors.
+
+Errors go out whole, uncompressed and with a length: the SDK takes any other 400 for a broken proxy
+and tries again.
+"""
+
+import uuid
+import zlib
+from typing import TypeVar
+
+import msgspec
+import structlog
+import zstandard
+from fastapi import Request
+from fastapi.responses import Response
+from tinsmith.protocol.errors import BadRequest, TinsmithError, Unprocessable
+
+T = TypeVar("T")
+_DRAINED_BODIES = 4
+_log = structlog.get_logger()
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, unpacked. An oversize one is read to its end first, or the answer would be lost."""
+    limit = request.app.state.service.settings.max_body_bytes
+    data, size = bytearray(), 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > _DRAINED_BODIES * limit:
+            break
+        if size <= limit:
+            data += piece
+    if size > limit:
+        raise BadRequest(f"body: larger than the limit of {limit} bytes; send fewer datums.")
+    return _unpack(bytes(data), request.headers.get("content-encoding", "").lower(), limit)
+
+
+def _unpack(data: bytes, encoding: str, limit: int) -> bytes:
+    if encoding in ("", "identity"):
+        return data
+    try:
+        if encoding == "zstd":
+            with zstandard.ZstdDecompressor().stream_reader(
+                data, read_across_frames=True
+            ) as reader:
+                unpacked = reader.read(limit + 1)
+        elif encoding == "gzip":
+            unpacked = zlib.decompressobj(31).decompress(data, limit + 1)
+        else:
+            raise BadRequest(f"Content-Encoding: {encoding[:40]!r} is not zstd or gzip.")
+    except (zstandard.ZstdError, zlib.error):
+        raise BadRequest(f"body: it is not {encoding}, as Content-Encoding says.") from None
+    if len(unpacked) > limit:
+        raise BadRequest(f"body: unpacked it is larger than the limit of {limit} bytes.")
+    return unpacked
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """A JSON body as its struct; raises Unprocessable naming the field."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unprocessable(f"body: {error}") from None
+
+
+async def read(request: Request, kind: type[T]) -> T:
+    return decode(await read_body(request), kind)
+
+
+def answer(value: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+async def render_error(request: Request, error: Exception) -> Response:
+    """What was raised on purpose is told; anything else is logged and told as a reference."""
+    if isinstance(error, TinsmithError):
+        return answer({"detail": error.message}, error.status)
+    reference = uuid.uuid4().hex[:12]
+    _log.error("internal_error", path=request.url.path, reference=reference, exc_info=error)
+    return answer({"detail": f"Internal error (reference {reference})."}, 500)
