@@ -158,7 +158,7 @@ class SamplingSessionCreated(Answer, kw_only=True, frozen=True):
 class SamplingParams(Body, kw_only=True, frozen=True):
     max_tokens: int | None = None
     seed: int | None = None
-    stop: str | list[str] | list[int] | None = None
+    stop: str | list[str | int] | None = None
     temperature: float = 1.0
     top_k: int = -1
     top_p: float = 1.0

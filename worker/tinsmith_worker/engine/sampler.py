@@ -34,7 +34,7 @@ class SampleRequest:
     top_k: int
     top_p: float
     seed: int
-    stop: list[str] | list[int] | None
+    stop: list[str | int] | None
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
