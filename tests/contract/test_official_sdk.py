@@ -55,7 +55,7 @@ def test_capabilities_name_both_models(client: tinker.ServiceClient) -> None:
 
 
 def test_training_lowers_the_loss_and_reports_what_it_did(client: tinker.ServiceClient) -> None:
-    run = client.create_lora_training_client(BASE_MODEL, rank=8, seed=1)
+    run = client.create_lora_training_client(BASE_MODEL, rank=8, seed=1).result(60)
     info = run.get_info()
     assert (info.lora_rank, info.model_data.model_name) == (8, BASE_MODEL)
     losses = train(run, 8)
@@ -66,7 +66,10 @@ def test_training_lowers_the_loss_and_reports_what_it_did(client: tinker.Service
 
 
 def test_two_base_models_train_at_once(client: tinker.ServiceClient) -> None:
-    runs = [client.create_lora_training_client(name, seed=1) for name in (BASE_MODEL, SECOND_MODEL)]
+    runs = [
+        client.create_lora_training_client(name, seed=1).result(60)
+        for name in (BASE_MODEL, SECOND_MODEL)
+    ]
     first = [run.forward([datum()], "cross_entropy") for run in runs]
     losses = [future.result(60).metrics["loss:sum"] for future in first]
     assert losses[0] != pytest.approx(losses[1], abs=1e-3)
@@ -75,7 +78,7 @@ def test_two_base_models_train_at_once(client: tinker.ServiceClient) -> None:
 def test_chunks_arrive_out_of_order_and_mean_the_whole(client: tinker.ServiceClient) -> None:
     # The service under test announces chunks of two datums, so five datums travel as 2, 3, 1.
     data = [datum(TOKENS[shift:] + TOKENS[:shift]) for shift in range(5)]
-    run = client.create_lora_training_client(BASE_MODEL, seed=1)
+    run = client.create_lora_training_client(BASE_MODEL, seed=1).result(60)
     whole = run.forward_backward(data, "cross_entropy").result(60)
     assert len(whole.loss_fn_outputs) == 5
     assert whole.metrics["loss:sum"] == pytest.approx(
@@ -89,22 +92,22 @@ def test_chunks_arrive_out_of_order_and_mean_the_whole(client: tinker.ServiceCli
 def test_resuming_with_optimizer_gives_the_same_losses_as_never_having_stopped(
     client: tinker.ServiceClient, service: Service
 ) -> None:
-    run = client.create_lora_training_client(BASE_MODEL, rank=4, seed=3)
+    run = client.create_lora_training_client(BASE_MODEL, rank=4, seed=3).result(60)
     train(run, 3)
     path = run.save_state("halfway").result(60).path
     assert path == f"tinker://{run.model_id}/weights/halfway"
     expected = train(run, 4)
     with tinker.ServiceClient(base_url=service.url, api_key=service.api_key) as fresh:
-        resumed = fresh.create_training_client_from_state_with_optimizer(path)
+        resumed = fresh.create_training_client_from_state_with_optimizer(path).result(60)
         assert train(resumed, 4) == expected
-        without = fresh.create_training_client_from_state(path)
+        without = fresh.create_training_client_from_state(path).result(60)
         losses = train(without, 4)
     assert losses[0] == expected[0]
     assert losses[1:] != expected[1:]
 
 
 def test_load_state_into_a_live_run_goes_back_exactly(client: tinker.ServiceClient) -> None:
-    run = client.create_lora_training_client(BASE_MODEL, rank=4, seed=3)
+    run = client.create_lora_training_client(BASE_MODEL, rank=4, seed=3).result(60)
     train(run, 2)
     path = run.save_state("back").result(60).path
     expected = train(run, 3)
@@ -113,7 +116,7 @@ def test_load_state_into_a_live_run_goes_back_exactly(client: tinker.ServiceClie
 
 
 def test_a_sampler_keeps_the_weights_of_its_moment(client: tinker.ServiceClient) -> None:
-    run = client.create_lora_training_client(BASE_MODEL, seed=1)
+    run = client.create_lora_training_client(BASE_MODEL, seed=1).result(60)
     before = run.save_weights_and_get_sampling_client()
     prompt = types.ModelInput.from_ints(TOKENS)
     scored = before.compute_logprobs(prompt).result(60)
@@ -128,12 +131,12 @@ def test_a_sampler_keeps_the_weights_of_its_moment(client: tinker.ServiceClient)
 
 
 def test_an_untrained_adapter_samples_like_the_base_model(client: tinker.ServiceClient) -> None:
-    run = client.create_lora_training_client(BASE_MODEL, seed=9)
+    run = client.create_lora_training_client(BASE_MODEL, seed=9).result(60)
     path = run.save_weights_for_sampler("fresh").result(60).path
     prompt = types.ModelInput.from_ints(TOKENS)
     params = types.SamplingParams(max_tokens=6, seed=4, temperature=1.0)
-    tuned = client.create_sampling_client(model_path=path)
-    base = client.create_sampling_client(base_model=BASE_MODEL)
+    tuned = client.create_sampling_client(model_path=path).result(60)
+    base = client.create_sampling_client(base_model=BASE_MODEL).result(60)
     assert tuned.get_base_model() == BASE_MODEL
     answers = [
         sampler.sample(prompt, num_samples=2, sampling_params=params).result(60)
@@ -145,7 +148,7 @@ def test_an_untrained_adapter_samples_like_the_base_model(client: tinker.Service
 
 
 def test_stops_lengths_and_greedy(client: tinker.ServiceClient) -> None:
-    sampler = client.create_sampling_client(base_model=BASE_MODEL)
+    sampler = client.create_sampling_client(base_model=BASE_MODEL).result(60)
     prompt = types.ModelInput.from_ints(TOKENS)
 
     def ask(**params: object) -> types.SampledSequence:
@@ -163,7 +166,7 @@ def test_stops_lengths_and_greedy(client: tinker.ServiceClient) -> None:
 
 
 def test_many_samples_in_flight_through_retrieve_futures(client: tinker.ServiceClient) -> None:
-    sampler = client.create_sampling_client(base_model=BASE_MODEL)
+    sampler = client.create_sampling_client(base_model=BASE_MODEL).result(60)
     params = types.SamplingParams(max_tokens=4, temperature=1.0)
     futures = [
         sampler.sample(types.ModelInput.from_ints([number + 2]), 1, params) for number in range(40)
@@ -174,7 +177,7 @@ def test_many_samples_in_flight_through_retrieve_futures(client: tinker.ServiceC
 
 
 def test_importance_sampling_equals_its_formula(client: tinker.ServiceClient) -> None:
-    run = client.create_lora_training_client(BASE_MODEL, seed=1)
+    run = client.create_lora_training_client(BASE_MODEL, seed=1).result(60)
     [current] = logprobs(run.forward([datum()], "cross_entropy").result(60))
     advantages = [0.5, -1.0, 2.0, 0.0, 1.0, -0.25, 3.0]
     rl = types.Datum(
@@ -195,7 +198,7 @@ def test_forward_backward_custom_steps_like_cross_entropy(client: tinker.Service
 
     losses = []
     for custom in (True, False):
-        run = client.create_lora_training_client(BASE_MODEL, seed=1)
+        run = client.create_lora_training_client(BASE_MODEL, seed=1).result(60)
         bare = types.Datum(
             model_input=types.ModelInput.from_ints(TOKENS[:-1]),
             loss_fn_inputs={"target_tokens": TOKENS[1:]},
@@ -228,7 +231,7 @@ def test_bad_input_fails_by_name_and_leaves_nothing_behind(
     config: dict[str, float] | None,
     field: str,
 ) -> None:
-    run = client.create_lora_training_client(BASE_MODEL, seed=1)
+    run = client.create_lora_training_client(BASE_MODEL, seed=1).result(60)
     with pytest.raises(tinker.RequestFailedError, match=field):
         run.forward_backward([bad], loss_fn, config).result(60)  # type: ignore[arg-type]
     assert run.optim_step(adam()).result(60).metrics["grad_norm"] == 0.0  # type: ignore[index]
@@ -236,7 +239,7 @@ def test_bad_input_fails_by_name_and_leaves_nothing_behind(
 
 
 def test_an_unknown_optimizer_is_refused_by_name(client: tinker.ServiceClient) -> None:
-    run = client.create_lora_training_client(BASE_MODEL, seed=1)
+    run = client.create_lora_training_client(BASE_MODEL, seed=1).result(60)
     with pytest.raises(tinker.RequestFailedError, match="eps"):
         run.optim_step(adam(1e-3, eps=-1.0)).result(60)
     with pytest.raises(tinker.RequestFailedError, match="dimuon"):
@@ -245,28 +248,38 @@ def test_an_unknown_optimizer_is_refused_by_name(client: tinker.ServiceClient) -
 
 
 @pytest.mark.parametrize("rank", [0, 10_000])
-def test_an_impossible_rank_is_refused_at_once(client: tinker.ServiceClient, rank: int) -> None:
-    with pytest.raises(tinker.BadRequestError, match="rank"):
-        client.create_lora_training_client(BASE_MODEL, rank=rank)
+def test_an_impossible_rank_is_refused_at_once(service: Service, rank: int) -> None:
+    # By plain HTTP: the SDK takes rank 0 for its default.
+    with service.http() as http:
+        session = http.post("/create_session", json={}).json()["session_id"]
+        body = {
+            "session_id": session,
+            "model_seq_id": 0,
+            "base_model": BASE_MODEL,
+            "lora_config": {"rank": rank},
+        }
+        answer = http.post("/create_model", json=body)
+    assert answer.status_code == 400
+    assert "lora_config.rank" in answer.json()["detail"]
 
 
 def test_an_unknown_base_model_is_refused_with_the_names_there_are(
     client: tinker.ServiceClient,
 ) -> None:
     with pytest.raises(tinker.APIStatusError, match=SECOND_MODEL):
-        client.create_lora_training_client("no/such-model")
+        client.create_lora_training_client("no/such-model").result(60)
     with pytest.raises(tinker.APIStatusError, match=SECOND_MODEL):
-        client.create_sampling_client(base_model="no/such-model")
+        client.create_sampling_client(base_model="no/such-model").result(60)
 
 
 def test_a_wrong_key_is_told_at_once(service: Service) -> None:
     wrong = tinker.ServiceClient(base_url=service.url, api_key="tml-wrong")
     with pytest.raises(tinker.AuthenticationError):
-        wrong.create_lora_training_client(BASE_MODEL)
+        wrong.create_lora_training_client(BASE_MODEL).result(60)
 
 
 def test_checkpoint_names_are_unique_listed_and_deleted(client: tinker.ServiceClient) -> None:
-    run = client.create_lora_training_client(BASE_MODEL, rank=2, seed=1)
+    run = client.create_lora_training_client(BASE_MODEL, rank=2, seed=1).result(60)
     run.save_state("one").result(60)
     with pytest.raises(tinker.RequestFailedError, match="one"):
         run.save_state("one").result(60)
@@ -284,13 +297,13 @@ def test_checkpoint_names_are_unique_listed_and_deleted(client: tinker.ServiceCl
     left = rest.list_checkpoints(run.model_id).result(60).checkpoints
     assert [one.checkpoint_id for one in left] == ["sampler_weights/two"]
     with pytest.raises(tinker.APIStatusError, match="one"):
-        client.create_training_client_from_state(path)
+        client.create_training_client_from_state(path).result(60)
 
 
 def test_another_tenants_things_do_not_exist(
     client: tinker.ServiceClient, service: Service
 ) -> None:
-    run = client.create_lora_training_client(BASE_MODEL, rank=2, seed=1)
+    run = client.create_lora_training_client(BASE_MODEL, rank=2, seed=1).result(60)
     path = run.save_state("mine").result(60).path
     with tinker.ServiceClient(base_url=service.url, api_key=service.other_key) as other:
         rest = other.create_rest_client()
@@ -300,9 +313,9 @@ def test_another_tenants_things_do_not_exist(
         with pytest.raises(tinker.NotFoundError):
             rest.delete_checkpoint_from_tinker_path(path).result(60)
         with pytest.raises(tinker.APIStatusError, match="mine"):
-            other.create_training_client_from_state(path)
+            other.create_training_client_from_state(path).result(60)
         with pytest.raises(tinker.NotFoundError):
-            other.create_sampling_client(model_path=path)
+            other.create_sampling_client(model_path=path).result(60)
 
 
 def test_async_calls_from_a_running_loop(client: tinker.ServiceClient) -> None:
@@ -319,7 +332,7 @@ def test_async_calls_from_a_running_loop(client: tinker.ServiceClient) -> None:
 def test_runs_of_the_key_are_listed_newest_first(client: tinker.ServiceClient) -> None:
     run = client.create_lora_training_client(
         BASE_MODEL, rank=2, seed=1, user_metadata={"purpose": "list"}
-    )
+    ).result(60)
     rest = client.create_rest_client()
     newest = rest.list_training_runs(limit=1).result(60).training_runs[0]
     assert newest.training_run_id == run.model_id

@@ -95,6 +95,7 @@ class SamplingDesk:
     def _request(self, ticket: SampleTicket) -> SampleRequest:
         job = msgspec.json.decode(ticket.body, type=SampleJob)
         params = job.params
+        stop: list[str | int] | None
         stop = [params.stop] if isinstance(params.stop, str) else params.stop
         return SampleRequest(
             request_id=ticket.request_id,
@@ -133,8 +134,8 @@ def _result(finished: Finished) -> Result:
         )
     if finished.prompt_logprobs is not None:
         response.prompt_logprobs = np.asarray(finished.prompt_logprobs, "<f4").tobytes()
-    if finished.topk_prompt is not None:
-        response.topk_prompt_logprobs.CopyFrom(_topk(finished.topk_prompt))
+    if topk := _topk(finished.topk_prompt):
+        response.topk_prompt_logprobs.CopyFrom(topk)
     return Result(data=response.SerializeToString(), content=Content.SAMPLE)
 
 

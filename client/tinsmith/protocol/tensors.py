@@ -3,6 +3,7 @@
 Legend: N input tokens, K candidates per position, rows x cols of a CSR matrix.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -179,5 +180,5 @@ def _split(tensor: pb.BatchedTensor, where: str) -> list[Array]:
     trailing = tuple(tensor.trailing_shape)
     return [
         _raw(tensor.data[first:last], dtype, where).reshape(-1, *trailing)
-        for first, last in zip(offsets[:-1], offsets[1:], strict=True)
+        for first, last in itertools.pairwise(offsets)
     ]

@@ -72,15 +72,15 @@ def demo(
 def _models(data_dir: Path, given: list[str]) -> dict[str, Path]:
     served = models.registered(data_dir)
     for pair in given:
-        name, found, folder = pair.partition("=")
-        if not found:
+        name, separator, folder = pair.partition("=")
+        if not separator:
             raise Problem(f"--model {pair!r} is not name=folder.")
         served[name] = Path(folder)
     if not served:
         models.prepare_model(data_dir, models.DEFAULT_MODEL)
         served = models.registered(data_dir)
-    for name, folder in served.items():
-        check_model_folder(name, folder)
+    for name, path in served.items():
+        check_model_folder(name, path)
     return served
 
 

@@ -55,7 +55,8 @@ class BaseModel:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelRefused(f"{name}: {folder} cannot be loaded: {_line(error)}") from error
-        model = model.to(device).eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
+        model = torch.nn.Module.to(model, device)
         probe = torch.arange(8, device=device) % model.config.vocab_size
         with torch.no_grad():
             expected = model(probe[None]).logits[0].float()
