@@ -50,13 +50,12 @@ class BaseModel:
         if Path(folder).is_dir() and not Path(folder, "config.json").is_file():
             raise ModelRefused(f"{name}: {folder} holds no config.json; is it a model's folder?")
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, attn_implementation="sdpa"
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelRefused(f"{name}: {folder} cannot be loaded: {_line(error)}") from error
-        model.eval().requires_grad_(False)
-        model = torch.nn.Module.to(model, device)
+        model = model.to(device).eval().requires_grad_(False)
         probe = torch.arange(8, device=device) % model.config.vocab_size
         with torch.no_grad():
             expected = model(probe[None]).logits[0].float()
