@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
+
 from tinsmith.protocol.bodies import AdamParams, Body, SamplingParams
 
 

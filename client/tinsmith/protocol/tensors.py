@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
+
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.errors import BadRequest, Unprocessable
 

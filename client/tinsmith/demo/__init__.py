@@ -1,0 +1,1 @@
+"""The main job on a small real task, through the official SDK, with figures before and after."""
