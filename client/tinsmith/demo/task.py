@@ -33,7 +33,8 @@ class Question:
 
 def load() -> tuple[list[Question], list[Question]]:
     """Training and held-out questions, shuffled the same way every time."""
-    training, held_out = [], []
+    training: list[Question] = []
+    held_out: list[Question] = []
     for topic in TOPICS:
         chosen = sorted(_questions(topic), key=_hash)[:_PER_TOPIC]
         for question in chosen:
