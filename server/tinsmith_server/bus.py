@@ -47,6 +47,7 @@ class Bus:
         self._listeners: set[asyncio.Queue[tuple[str, str]]] = set()
         self._revocations: set[asyncio.Queue[str]] = set()
         self._tail: asyncio.Task[None] | None = None
+        self._closing = False
 
     def _script(self, name: str) -> Any:
         return self.redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
@@ -57,6 +58,7 @@ class Bus:
         self._tail = asyncio.create_task(self._follow(last), name="bus-tail")
 
     async def close(self) -> None:
+        self._closing = True  # a cancelled read can end as a time-out, and would be tried again
         if self._tail:
             self._tail.cancel()
             await asyncio.gather(self._tail, return_exceptions=True)
@@ -206,9 +208,9 @@ class Bus:
     # The tail
 
     async def _follow(self, last: dict[str, str]) -> None:
-        while True:
+        while not self._closing:
             try:
-                answer = await self.redis.xread(last, block=5000, count=1000)
+                answer = await self.redis.xread(last, block=2000, count=1000)
             except RedisError as error:
                 _log.warning("redis_unreachable", error=type(error).__name__)
                 await asyncio.sleep(0.5)
