@@ -129,16 +129,15 @@ class Bus:
         """Every completion after the cursor, in order; waits for the first one."""
         key = keys.completions(sampling_session_id, clone_id)
         async with self._registered(sampling_session_id) as event:
-            rows = await self._range(key, cursor)
             deadline = asyncio.get_running_loop().time() + timeout_seconds
-            while not rows:
+            while True:
+                event.clear()  # before looking, as above
+                rows = await self._range(key, cursor)
                 left = deadline - asyncio.get_running_loop().time()
-                if left <= 0:
+                if rows or left <= 0:
                     break
-                event.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), left)
-                rows = await self._range(key, cursor)
         return [_completion(row.decode()) for row in rows]
 
     async def forget(self, request_ids: Sequence[str]) -> None:
