@@ -27,6 +27,18 @@ class Service:
     other_key: str
     data_dir: Path
     environment: dict[str, str]
+    processes: dict[str, "subprocess.Popen[bytes]"]
+
+    def start(self, command: str) -> None:
+        with (self.data_dir / "service.log").open("ab") as log:
+            self.processes[command] = subprocess.Popen(
+                [sys.executable, "-m", "tinsmith_server.cli", command]
+                if command == "serve"
+                else [sys.executable, "-m", "tinsmith_worker"],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+            )
 
     def http(self, api_key: str | None = None) -> httpx.Client:
         headers = {"X-API-Key": api_key or self.api_key}
@@ -83,28 +95,25 @@ def service(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterat
         ).stdout.strip()
         for name in ("alice", "bob")
     ]
-    log = (data_dir / "service.log").open("w")
-    processes = [
-        subprocess.Popen([*tinsmith, command], env=environment, stdout=log, stderr=log)
-        for command in ("serve", "work")
-    ]
-    made = Service(f"http://127.0.0.1:{port}", created[0], created[1], data_dir, dict(environment))
+    url = f"http://127.0.0.1:{port}"
+    made = Service(url, created[0], created[1], data_dir, dict(environment), {})
     try:
-        _wait_until_ready(made, processes)
+        for command in ("serve", "work"):
+            made.start(command)
+        _wait_until_ready(made)
         yield made
     finally:
-        for process in processes:
+        for process in made.processes.values():
             process.terminate()
-        for process in processes:
+        for process in made.processes.values():
             process.wait(20)
-        log.close()
 
 
-def _wait_until_ready(service: Service, processes: list[subprocess.Popen[bytes]]) -> None:
+def _wait_until_ready(service: Service) -> None:
     """Until both models are announced."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if any(process.poll() is not None for process in processes):
+        if any(process.poll() is not None for process in service.processes.values()):
             break
         try:
             with service.http() as client:
