@@ -12,7 +12,7 @@ from tinker import types
 
 from tinsmith.demo.task import Question
 
-SAMPLES = 4
+SAMPLES = 2
 ADAM = types.AdamParams(learning_rate=1e-3)
 PARAMS = types.SamplingParams(max_tokens=5, temperature=1.0)
 
