@@ -117,12 +117,12 @@ def test_load_state_into_a_live_run_goes_back_exactly(client: tinker.ServiceClie
 
 def test_a_sampler_keeps_the_weights_of_its_moment(client: tinker.ServiceClient) -> None:
     run = client.create_lora_training_client(BASE_MODEL, seed=1).result(60)
-    before = run.save_weights_and_get_sampling_client()
+    before = run.save_weights_and_get_sampling_client().result(60)
     prompt = types.ModelInput.from_ints(TOKENS)
     scored = before.compute_logprobs(prompt).result(60)
     assert scored[0] is None
     train(run, 3)
-    after = run.save_weights_and_get_sampling_client()
+    after = run.save_weights_and_get_sampling_client().result(60)
     assert before.compute_logprobs(prompt).result(60) == scored
     assert after.compute_logprobs(prompt).result(60) != scored
     trainer = logprobs(run.forward([datum()], "cross_entropy").result(60))[0]

@@ -28,7 +28,7 @@ def distill(
     """Reports the KL per sampled token of each step, before it."""
     for _ in range(steps):
         prompts = [tokenizer.encode(question.prompt) for question in next(source)]
-        sampler = student.save_weights_and_get_sampling_client()
+        sampler = student.save_weights_and_get_sampling_client().result()
         data, gaps = score(sampler, teacher, prompts)
         gradient = student.forward_backward(data, "importance_sampling")
         step = student.optim_step(ADAM)
