@@ -1,1 +1,37 @@
-"""Tinsmith: a training service on your own GPUs that speaks the API of Tinker."""
+"""Tinsmith: a training service on your own GPUs that speaks the API of Tinker.
+
+This package is its thin client, under the official SDK's names: `import tinsmith as tinker`.
+"""
+
+from tinsmith import types as types
+from tinsmith.exceptions import APIConnectionError as APIConnectionError
+from tinsmith.exceptions import APIError as APIError
+from tinsmith.exceptions import APIStatusError as APIStatusError
+from tinsmith.exceptions import APITimeoutError as APITimeoutError
+from tinsmith.exceptions import AuthenticationError as AuthenticationError
+from tinsmith.exceptions import BadRequestError as BadRequestError
+from tinsmith.exceptions import InternalServerError as InternalServerError
+from tinsmith.exceptions import NotFoundError as NotFoundError
+from tinsmith.exceptions import PermissionDeniedError as PermissionDeniedError
+from tinsmith.exceptions import RateLimitError as RateLimitError
+from tinsmith.exceptions import RequestFailedError as RequestFailedError
+from tinsmith.exceptions import TinkerError as TinkerError
+from tinsmith.exceptions import UnprocessableEntityError as UnprocessableEntityError
+from tinsmith.futures import APIFuture as APIFuture
+from tinsmith.rest_client import RestClient as RestClient
+from tinsmith.sampling_client import SamplingClient as SamplingClient
+from tinsmith.service_client import ServiceClient as ServiceClient
+from tinsmith.training_client import TrainingClient as TrainingClient
+from tinsmith.types import AdamParams as AdamParams
+from tinsmith.types import Checkpoint as Checkpoint
+from tinsmith.types import Datum as Datum
+from tinsmith.types import EncodedTextChunk as EncodedTextChunk
+from tinsmith.types import ForwardBackwardOutput as ForwardBackwardOutput
+from tinsmith.types import LoraConfig as LoraConfig
+from tinsmith.types import ModelInput as ModelInput
+from tinsmith.types import OptimStepResponse as OptimStepResponse
+from tinsmith.types import SampledSequence as SampledSequence
+from tinsmith.types import SampleResponse as SampleResponse
+from tinsmith.types import SamplingParams as SamplingParams
+from tinsmith.types import TensorData as TensorData
+from tinsmith.types import TrainingRun as TrainingRun

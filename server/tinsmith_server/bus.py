@@ -44,6 +44,7 @@ class Bus:
         self._submit_sample = self._script("submit_sample")
         self._cancel = self._script("cancel")
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._draining = False
         self._listeners: set[asyncio.Queue[tuple[str, str]]] = set()
         self._revocations: set[asyncio.Queue[str]] = set()
         self._tail: asyncio.Task[None] | None = None
@@ -117,7 +118,7 @@ class Bus:
     async def wait(self, request_id: str, timeout_seconds: float) -> Result | None:
         """The result, or None if it is still pending when the time is up."""
         async with self._registered(request_id) as event:  # before looking
-            if (result := await self._result(request_id)) is None:
+            if (result := await self._result(request_id)) is None and not self._draining:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), timeout_seconds)
                 result = await self._result(request_id)
@@ -134,11 +135,18 @@ class Bus:
                 event.clear()  # before looking, as above
                 rows = await self._range(key, cursor)
                 left = deadline - asyncio.get_running_loop().time()
-                if rows or left <= 0:
+                if rows or left <= 0 or self._draining:
                     break
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), left)
         return [_completion(row.decode()) for row in rows]
+
+    def stop_holding(self) -> None:
+        """Answer every held poll now: this process is leaving, and the client will ask another."""
+        self._draining = True
+        for events in self._waiting.values():
+            for event in events:
+                event.set()
 
     async def forget(self, request_ids: Sequence[str]) -> None:
         """The client has these results for good."""

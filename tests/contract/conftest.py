@@ -12,7 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, TokenizersBackend
 
 BASE_MODEL = "tiny/llama"
 SECOND_MODEL = "tiny/llama-two"
@@ -60,6 +63,10 @@ def save_tiny(folder: Path, seed: int) -> Path:
         tie_word_embeddings=False,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    words = {f"w{index}": index for index in range(VOCAB)}
+    backend = Tokenizer(WordLevel(words, unk_token="w2"))
+    backend.pre_tokenizer = Whitespace()
+    TokenizersBackend(tokenizer_object=backend, unk_token="w2").save_pretrained(folder)
     return folder
 
 

@@ -56,6 +56,20 @@ def step(run: str, seq_id: int, **adam: object) -> dict[str, object]:
     return {"model_id": run, "seq_id": seq_id, "adam_params": adam}
 
 
+@pytest.mark.parametrize("rank", [0, 10_000])
+def test_an_impossible_rank_is_refused_at_once(http: httpx.Client, rank: int) -> None:
+    session = http.post("/create_session", json={}).json()["session_id"]
+    body = {
+        "session_id": session,
+        "model_seq_id": 0,
+        "base_model": BASE_MODEL,
+        "lora_config": {"rank": rank},
+    }
+    answer = http.post("/create_model", json=body)
+    assert answer.status_code == 400
+    assert "lora_config.rank" in answer.json()["detail"]
+
+
 def test_a_training_step_in_json(http: httpx.Client) -> None:
     run = new_run(http)
     stub = http.post("/forward_backward", json=forward_backward(run, 1, [3, 4, 5])).json()

@@ -54,20 +54,10 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
 ) -> None:
     """Run one API process (TINSMITH_REDIS_URL, TINSMITH_DATABASE_URL, TINSMITH_STORE_URL)."""
-    import uvicorn
-
-    from tinsmith_server.app import create_app
+    from tinsmith_server.api_process import run_api
 
     settings = Settings.from_environment()
-    uvicorn.run(
-        create_app(settings),
-        host=host or settings.host,
-        port=port or settings.port,
-        timeout_keep_alive=120,  # the SDK keeps idle connections for 90 s
-        backlog=4096,
-        access_log=False,
-        log_level="warning",
-    )
+    run_api(settings, host or settings.host, port or settings.port)
 
 
 @app.command()

@@ -1,0 +1,41 @@
+"""One API process: it listens, and it leaves without keeping anybody waiting."""
+
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+
+from tinsmith_server.app import create_app
+from tinsmith_server.settings import Settings
+
+_LEAVE_WITHIN_SECONDS = 10
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Held polls are answered first, or leaving would wait for the longest of them."""
+        self._app.state.service.bus.stop_holding()
+        await super().shutdown(sockets)
+
+
+def run_api(settings: Settings, host: str, port: int) -> None:
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        timeout_keep_alive=120,  # the SDK keeps idle connections for 90 s
+        timeout_graceful_shutdown=_LEAVE_WITHIN_SECONDS,
+        backlog=4096,
+        access_log=False,
+        log_level="warning",
+    )
+    server = _Server(app, config)
+    server.run()
+    if not server.started:
+        sys.exit(3)  # uvicorn has said why
