@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help up demo test lint bench clean
+.PHONY: help up demo test test-slow lint bench clean
 
 help:  ## What can be made
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 10
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(ENOUGH)' || \
@@ -32,6 +32,9 @@ lint: $(STAMP)  ## Format, lint, types and walls between the packages
 
 test: lint  ## Lint, then every test that needs no GPU
 	$(BIN)/pytest -q
+
+test-slow: $(STAMP)  ## What takes minutes: Gemma 3 270M (https://ai.google.dev/gemma/terms)
+	$(BIN)/pytest -q -m slow
 
 bench: $(STAMP)  ## Benchmarks, one thread
 	@set -e; for bench in benchmarks/bench_*.py; do \

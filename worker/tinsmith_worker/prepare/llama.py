@@ -1,23 +1,14 @@
-"""A Llama model in GGUF as transformers spells it: config, weights, byte-level BPE tokenizer.
+"""A Llama model: its config, the layout of its weights, its byte-level BPE tokenizer.
 
 The tokenizer is rebuilt from the file's own tokens and merges. llama.cpp stores the rows of Q and K
 with the two halves of each head interleaved; transformers wants the halves apart.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import gguf
-import numpy as np
-import numpy.typing as npt
-import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-_CONTROL = 3  # token type of GGUF
+from tinsmith_worker.prepare.gguf_file import CONTROL, GGUF, Convert, FloatArray, rename
+
 _LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -32,20 +23,9 @@ _LAYER = {
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
-class GGUF:
-    def __init__(self, path: Path) -> None:
-        self.reader = gguf.GGUFReader(path)
-
-    def field(self, name: str) -> Any:
-        return self.reader.fields[name].contents()
-
-    def has(self, name: str) -> bool:
-        return any(tensor.name == name for tensor in self.reader.tensors)
-
-
-def write_config(file: GGUF, folder: Path) -> None:
+def config(file: GGUF) -> LlamaConfig:
     heads, hidden = file.field("llama.attention.head_count"), file.field("llama.embedding_length")
-    config = LlamaConfig(
+    return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=file.field("llama.vocab_size"),
         hidden_size=hidden,
@@ -66,58 +46,47 @@ def write_config(file: GGUF, folder: Path) -> None:
         pad_token_id=file.field("tokenizer.ggml.padding_token_id"),
         dtype="float32",
     )
-    config.save_pretrained(folder)
 
 
-def write_weights(file: GGUF, folder: Path) -> Iterator[float]:
-    """float32: what quantised weights stand for is not exact in bfloat16. Yields progress."""
+def weight_names(file: GGUF) -> Convert:
     heads = file.field("llama.attention.head_count")
     kv_heads = file.field("llama.attention.head_count_kv")
-    tensors: dict[str, Tensor] = {}
-    for done, tensor in enumerate(file.reader.tensors, 1):
-        array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if ".attn_q." in tensor.name:
+
+    def convert(name: str, array: FloatArray) -> tuple[str, FloatArray]:
+        if ".attn_q." in name:
             array = _halves_apart(array, heads)
-        elif ".attn_k." in tensor.name:
+        elif ".attn_k." in name:
             array = _halves_apart(array, kv_heads)
-        tensors[_name(tensor.name)] = torch.from_numpy(np.ascontiguousarray(array))
-        yield done / len(file.reader.tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return rename(name, _LAYER, _TOP), array
+
+    return convert
 
 
-def _halves_apart(array: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+def _halves_apart(array: FloatArray, heads: int) -> FloatArray:
     rows, columns = array.shape
     split = array.reshape(heads, rows // heads // 2, 2, columns)
     return split.swapaxes(1, 2).reshape(rows, columns)
 
 
-def _name(name: str) -> str:
-    if name.startswith("blk."):
-        _, layer, part, kind = name.split(".")
-        return f"model.layers.{layer}.{_LAYER[part]}.{kind}"
-    part, kind = name.split(".")
-    return f"{_TOP[part]}.{kind}"
-
-
-def write_tokenizer(file: GGUF, folder: Path) -> None:
+def tokenizer(file: GGUF) -> PreTrainedTokenizerFast:
     tokens = file.field("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in file.field("tokenizer.ggml.merges")]
     vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
+    backend.decoder = decoders.ByteLevel()
     kinds = file.field("tokenizer.ggml.token_type")
-    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
-    tokenizer.add_special_tokens(
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
+    backend.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in control]
     )
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=backend,
         bos_token=tokens[file.field("tokenizer.ggml.bos_token_id")],
         eos_token=tokens[file.field("tokenizer.ggml.eos_token_id")],
         pad_token=tokens[file.field("tokenizer.ggml.padding_token_id")],
@@ -126,4 +95,4 @@ def write_tokenizer(file: GGUF, folder: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     wrapped.chat_template = file.field("tokenizer.chat_template")
-    wrapped.save_pretrained(folder)
+    return wrapped
