@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import Response
+from redis.exceptions import RedisError
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from tinsmith.protocol.errors import TinsmithError
@@ -38,7 +40,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="Tinsmith", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_exception_handler(Exception, render_error)
     app.add_exception_handler(HTTPException, _render_http)  # type: ignore[arg-type]
-    app.add_exception_handler(TinsmithError, render_error)
+    for expected in (TinsmithError, OperationalError, RedisError):
+        app.add_exception_handler(expected, render_error)
     api = APIRouter(prefix="/api/v1")
     for room in _ROOMS:
         api.include_router(room.router)

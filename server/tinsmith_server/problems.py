@@ -1,8 +1,11 @@
 """What can be wrong with a machine, in one sentence each."""
 
 import errno
+import shutil
 import socket
 from pathlib import Path
+
+_LEAST_MB = 16
 
 
 class Problem(Exception):
@@ -16,6 +19,15 @@ def describe_os_error(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"No permission to write{where}. Choose another folder with --data-dir."
     return f"{error.strerror or error}{where}."
+
+
+def check_space(folder: Path) -> None:
+    """Before anything is started there: what finds no room would die of it, each in its own words."""
+    free_mb = shutil.disk_usage(folder).free >> 20
+    if free_mb < _LEAST_MB:
+        raise Problem(
+            f"The disk is full: {folder} has {free_mb} MB left, and {_LEAST_MB} are needed."
+        )
 
 
 def check_port(host: str, port: int) -> None:

@@ -13,6 +13,8 @@ import structlog
 import zstandard
 from fastapi import Request
 from fastapi.responses import Response
+from redis.exceptions import RedisError
+from sqlalchemy.exc import OperationalError
 from tinsmith.protocol.errors import BadRequest, TinsmithError, Unprocessable
 
 T = TypeVar("T")
@@ -75,6 +77,12 @@ async def render_error(request: Request, error: Exception) -> Response:
     """What was raised on purpose is told; anything else is logged and told as a reference."""
     if isinstance(error, TinsmithError):
         return answer({"detail": error.message}, error.status)
+    if isinstance(error, OperationalError | RedisError):
+        # A part is down or its disk is full: the client tries again until somebody has mended it.
+        part = "database" if isinstance(error, OperationalError) else "queue"
+        _log.error("part_unavailable", part=part, path=request.url.path, exc_info=error)
+        detail = f"The service's {part} cannot be used just now (is it down, or its disk full?)."
+        return answer({"detail": detail}, 503)
     reference = uuid.uuid4().hex[:12]
     _log.error("internal_error", path=request.url.path, reference=reference, exc_info=error)
     return answer({"detail": f"Internal error (reference {reference})."}, 500)

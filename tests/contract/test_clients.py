@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import tinker as official_sdk
 import tinsmith
+import zstandard
+from tinsmith.protocol import wire_pb2 as pb
 
 from tests.contract.conftest import BASE_MODEL, CONTEXT, SECOND_MODEL, VOCAB, Service
+from tests.contract.recording_proxy import recording_proxy
 
 TOKENS = [5, 9, 14, 3, 22, 41, 8, 17]
 
@@ -102,6 +106,31 @@ def test_chunks_arrive_out_of_order_and_mean_the_whole(tinker: ModuleType, clien
     for one, row in zip(data, logprobs(whole), strict=True):
         alone = logprobs(run.forward([one], "cross_entropy").result(60))[0]
         assert np.array_equal(alone, row)
+
+
+def test_the_official_sdk_posts_the_first_chunk_last(service: Service) -> None:
+    data = [datum(official_sdk, TOKENS[shift:] + TOKENS[:shift]) for shift in range(5)]
+    with (
+        recording_proxy(service.url) as (url, arrived),
+        official_sdk.ServiceClient(base_url=url, api_key=service.api_key) as client,
+    ):
+        run = client.create_lora_training_client(BASE_MODEL, seed=1).result(60)
+        output = run.forward_backward(data, "cross_entropy").result(60)
+        run.optim_step(adam(official_sdk)).result(60)
+    chunks = [
+        pb.ForwardBackwardRequest.FromString(_unpacked(request))
+        for path, request in arrived
+        if path == "/forward_backward"
+    ]
+    assert {chunk.seq_id: len(chunk.data) for chunk in chunks} == {1: 2, 2: 2, 3: 1}
+    assert chunks[-1].seq_id == 1
+    assert len(output.loss_fn_outputs) == 5
+
+
+def _unpacked(request: httpx.Request) -> bytes:
+    if request.headers.get("content-encoding") == "zstd":
+        return zstandard.ZstdDecompressor().decompressobj().decompress(request.content)
+    return request.content
 
 
 def test_resuming_with_optimizer_gives_the_same_losses_as_never_having_stopped(

@@ -12,7 +12,7 @@ from rich.console import Console
 from tinsmith_server.cli import models
 from tinsmith_server.cli.keys import create_key
 from tinsmith_server.embedded.stack import Stack, only_one
-from tinsmith_server.problems import Problem, check_model_folder, check_port
+from tinsmith_server.problems import Problem, check_model_folder, check_port, check_space
 from tinsmith_server.settings import default_data_dir
 
 _console = Console(stderr=True)
@@ -36,6 +36,7 @@ def up(
     folder = data_dir or default_data_dir()
     check_port(host, port)
     folder.mkdir(parents=True, exist_ok=True)
+    check_space(folder)
     with only_one(folder):
         served = _models(folder, model or [])
         with Stack(folder, host, port, served) as stack:
@@ -54,6 +55,7 @@ def demo(
     folder = data_dir or default_data_dir()
     check_port("127.0.0.1", port)
     folder.mkdir(parents=True, exist_ok=True)
+    check_space(folder)
     with only_one(folder):
         served = _models(folder, [])
         with Stack(folder, "127.0.0.1", port, served) as stack:

@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tinsmith_worker.engine.packed import ATTENTION, LoRALinear, Pass, adapters_on, running
+from tinsmith_worker.engine.packed import (
+    ATTENTION,
+    MIN_ROWS,
+    LoRALinear,
+    Pass,
+    adapters_on,
+    running,
+)
 
 _PLACES = {
     "attn": ("self_attn", "attn", "attention", "self_attention"),
     "mlp": ("mlp", "feed_forward", "ffn"),
 }
 _PROBE_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
-_HEAD_ROWS = 256
 
 
 class ModelRefused(Exception):
@@ -53,7 +60,7 @@ class BaseModel:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, attn_implementation="sdpa"
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelRefused(f"{name}: {folder} cannot be loaded: {_line(error)}") from error
         model = model.to(device).eval().requires_grad_(False)
         probe = torch.arange(8, device=device) % model.config.vocab_size
@@ -98,8 +105,11 @@ class BaseModel:
 
     def logits(self, hidden_RH: Tensor, adapter_rows: Sequence[tuple[slice, Any]]) -> Tensor:
         """fp32 logits [R, vocab] of some rows, each under its adapter."""
+        count = hidden_RH.shape[0]
+        spare = max(0, MIN_ROWS - count)
         with adapters_on(adapter_rows):
-            logits: Tensor = self._head(hidden_RH).float() * self._logit_factor
+            padded = torch.nn.functional.pad(hidden_RH, (0, 0, 0, spare)) if spare else hidden_RH
+            logits: Tensor = self._head(padded)[:count].float() * self._logit_factor
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits

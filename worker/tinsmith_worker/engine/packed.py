@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tinsmith_worker.engine.adapter import Adapter
 
 ATTENTION = "tinsmith_packed"
+# Below a few rows the matrix library picks other kernels, and with them other roundings.
+MIN_ROWS = 32
+HEAD_ROWS = 256  # rows of logits held at a time
 
 
 class KVCache:
@@ -155,13 +158,15 @@ def packed_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: every sequence of the pass by itself, causal."""
-    current = _PASS.get()
+    segments = _PASS.get().segments
+    sizes = [len(segment.tokens) for segment in segments]
+    # Split, not sliced: the gradient of each slice would be a whole tensor of zeros.
+    parts = (torch.split(one[0], sizes, 1) for one in (query_1HND, key_1GND, value_1GND))
     outputs = []
-    for segment, rows in zip(current.segments, current.rows, strict=True):
-        key, value = key_1GND[0, :, rows], value_1GND[0, :, rows]
+    for segment, query, key, value in zip(segments, *parts, strict=True):
         if segment.cache is not None:
             key, value = segment.cache.extend(int(module.layer_idx), key, value)  # type: ignore[arg-type]
-        outputs.append(attend(query_1HND[0, :, rows], key, value, scaling, sliding_window, softcap))
+        outputs.append(attend(query, key, value, scaling, sliding_window, softcap))
     return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0), None
 
 

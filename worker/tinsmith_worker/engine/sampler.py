@@ -13,14 +13,13 @@ from torch import Tensor
 
 from tinsmith_worker.engine.adapter import FrozenAdapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.packed import KVCache, Pass, Segment
+from tinsmith_worker.engine.packed import HEAD_ROWS, MIN_ROWS, KVCache, Pass, Segment
 from tinsmith_worker.engine.sampling import draw, uniform
 from tinsmith_worker.engine.values import InvalidInput
 
-_HEAD_ROWS = 256
-_MIN_ROWS = 32
 MAX_SAMPLES = 1024
 MAX_TOPK = 1024
+_NO_TOPK = -99999.0  # what the wire writes where nothing was computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +150,7 @@ class Sampler:
     def _pass(self, sequences: list[_Sequence]) -> list[Tensor]:
         """Hidden states of each sequence's pending tokens."""
         segments = [Segment(one.pending, one.owner.request.adapter, one.cache) for one in sequences]
-        spare = _MIN_ROWS - sum(len(segment.tokens) for segment in segments)
+        spare = MIN_ROWS - sum(len(segment.tokens) for segment in segments)
         if spare > 0:
             segments.append(Segment([0] * spare))
         current = Pass(segments)
@@ -161,11 +160,18 @@ class Sampler:
     def _draw_all(self, sequences: list[_Sequence], hidden: list[Tensor]) -> None:
         last_SH = torch.stack([rows[-1] for rows in hidden])
         logits_SV = self._logits(last_SH, [one.owner.request.adapter for one in sequences])
-        for one, rows_NH, logits_V in zip(sequences, hidden, logits_SV, strict=True):
-            if one.tokens or one.index:
+        fresh = [not one.tokens and not one.index for one in sequences]
+        self._score_prompts(
+            [
+                (one.owner, rows_NH)
+                for one, rows_NH, new in zip(sequences, hidden, fresh, strict=True)
+                if new
+            ]
+        )
+        for one, logits_V, new in zip(sequences, logits_SV, fresh, strict=True):
+            if not new:
                 self._extend(one, logits_V)
                 continue
-            self._score_prompt(one.owner, rows_NH)
             twins = [
                 _Sequence(one.owner, index, one.cache.copy(), [])
                 for index in range(1, one.owner.request.num_samples)
@@ -223,40 +229,39 @@ class Sampler:
                 rows[-1] = (slice(rows[-1][0].start, place + 1), adapter)
             else:
                 rows.append((slice(place, place + 1), adapter))
-        spare = _MIN_ROWS - len(adapters)
-        if spare > 0:
-            rows_SH = torch.nn.functional.pad(rows_SH, (0, 0, 0, spare))
-        return self._model.logits(rows_SH, rows)[: len(adapters)]
+        return self._model.logits(rows_SH, rows)
 
-    def _score_prompt(self, owner: _Active, rows_NH: Tensor) -> None:
+    def _score_prompts(self, prompts: list[tuple[_Active, Tensor]]) -> None:
         """log p of each prompt token given those before it, unscaled; the first has none."""
-        request = owner.request
-        k = request.topk_prompt_logprobs
-        if not request.prompt_logprobs and not k:
+        asked = [
+            (owner, rows_NH, _first_scored(owner.request))
+            for owner, rows_NH in prompts
+            if owner.request.prompt_logprobs or owner.request.topk_prompt_logprobs
+        ]
+        if not asked:
             return
-        length = len(request.prompt)
-        first = (
-            1 if request.prompt_logprobs_last_n is None else length - request.prompt_logprobs_last_n
-        )
-        first = max(first, 1)
-        scores = np.full(length, np.nan, np.float32)
-        ids = np.zeros((length, k), np.int32)
-        tops = np.zeros((length, k), np.float32)
-        tops[:, :1] = -99999.0
-        targets = torch.tensor(request.prompt, device=rows_NH.device)
-        for start in range(first, length, _HEAD_ROWS):
-            end = min(start + _HEAD_ROWS, length)
-            adapters = [request.adapter] * (end - start)
-            logits_RV = self._logits(rows_NH[start - 1 : end - 1], adapters)
+        hidden_RH = torch.cat([rows_NH[first - 1 : -1] for _, rows_NH, first in asked])
+        adapters = [
+            owner.request.adapter for owner, rows_NH, first in asked for _ in rows_NH[first:]
+        ]
+        tokens = [token for owner, _, first in asked for token in owner.request.prompt[first:]]
+        targets_R1 = torch.tensor(tokens, dtype=torch.int64, device=hidden_RH.device)[:, None]
+        k = max(owner.request.topk_prompt_logprobs for owner, _, _ in asked)
+        scores, ids, tops = [np.empty(0, "f4")], [np.empty((0, k), "i4")], [np.empty((0, k), "f4")]
+        for start in range(0, len(tokens), HEAD_ROWS):
+            some = slice(start, start + HEAD_ROWS)
+            logits_RV = self._logits(hidden_RH[some], adapters[some])
             total_R1 = logits_RV.logsumexp(-1, keepdim=True)
-            chosen_R = (logits_RV.gather(1, targets[start:end, None]) - total_R1)[:, 0]
-            scores[start:end] = chosen_R.cpu().numpy()
-            if k:
-                best = logits_RV.topk(k)
-                ids[start:end] = best.indices.cpu().numpy()
-                tops[start:end] = (best.values - total_R1).cpu().numpy()
-        owner.prompt_logprobs = scores if request.prompt_logprobs else None
-        owner.topk_prompt = TopK(ids, tops) if k else None
+            scores.append((logits_RV.gather(1, targets_R1[some]) - total_R1)[:, 0].cpu().numpy())
+            best = logits_RV.topk(k)
+            ids.append(best.indices.cpu().numpy())
+            tops.append((best.values - total_R1).cpu().numpy())
+        found = [np.concatenate(parts) for parts in (scores, ids, tops)]
+        start = 0
+        for owner, rows_NH, first in asked:
+            end = start + rows_NH.shape[0] - first
+            _keep_scores(owner, first, *(array[start:end] for array in found))
+            start = end
 
     def _validate(self, request: SampleRequest) -> int:
         """How many tokens a sample may have."""
@@ -315,6 +320,32 @@ class Sampler:
             if wrong:
                 raise InvalidInput(sentence)
         return min(request.max_tokens or room, room)
+
+
+def _first_scored(request: SampleRequest) -> int:
+    """The first prompt position that gets a score: never 0, which nothing precedes."""
+    last_n = request.prompt_logprobs_last_n
+    return 1 if last_n is None else max(1, len(request.prompt) - last_n)
+
+
+def _keep_scores(
+    owner: _Active,
+    first: int,
+    scores: npt.NDArray[np.float32],
+    ids: npt.NDArray[np.int32],
+    tops: npt.NDArray[np.float32],
+) -> None:
+    request = owner.request
+    if request.prompt_logprobs:
+        unscored = np.full(first, np.nan, np.float32)
+        owner.prompt_logprobs = np.concatenate([unscored, scores])
+    if k := request.topk_prompt_logprobs:
+        empty = np.zeros((first, k), np.float32)
+        empty[:, :1] = _NO_TOPK
+        owner.topk_prompt = TopK(
+            np.concatenate([np.zeros((first, k), np.int32), ids[:, :k].astype(np.int32)]),
+            np.concatenate([empty, tops[:, :k]]),
+        )
 
 
 def _finished(owner: _Active) -> Finished:

@@ -20,11 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from tinsmith_worker.engine import losses
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.packed import Pass, Segment
+from tinsmith_worker.engine.packed import HEAD_ROWS, MIN_ROWS, Pass, Segment
 from tinsmith_worker.engine.values import Datum, InvalidInput
-
-_HEAD_ROWS = 256
-_MIN_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,20 +181,23 @@ def _shared_pass(model: BaseModel, active: list[_Progress], forward_only: bool) 
 def _pass(model: BaseModel, active: list[_Progress]) -> None:
     data = [(one, datum) for one in active for datum in one.batches[0]]
     segments = [Segment(datum.tokens.tolist(), one.work.run.adapter) for one, datum in data]
-    spare = _MIN_ROWS - sum(len(segment.tokens) for segment in segments)
+    spare = MIN_ROWS - sum(len(segment.tokens) for segment in segments)
     if spare > 0:
-        # Below a few rows the matrix library picks other kernels, and with them other roundings.
         segments.append(Segment([0] * spare))
     current = Pass(segments)
     hidden_NH = model.hidden(current)
     found: dict[int, list[Tensor]] = {}
     sums: dict[int, Tensor] = {}
-    for (one, datum), rows in zip(data, current.rows[: len(data)], strict=True):
-        logprobs = target_logprobs(model, hidden_NH[rows], one.work.run.adapter, datum)
-        inputs = {name: _tensor(array, model) for name, array in datum.inputs.items()}
-        loss = losses.find(one.work.loss_fn).function(logprobs, inputs, one.config)
-        sums[id(one)] = sums[id(one)] + loss if id(one) in sums else loss
-        found.setdefault(id(one), []).append(logprobs)
+    start = 0
+    for one in active:
+        batch = one.batches[0]
+        end = start + sum(datum.tokens.size for datum in batch)
+        logprobs = target_logprobs(model, hidden_NH[start:end], one.work.run.adapter, batch)
+        found[id(one)] = logprobs
+        sums[id(one)] = torch.stack(
+            [_loss(model, one, *pair) for pair in zip(batch, logprobs, strict=True)]
+        ).sum()
+        start = end
     finite = [one for one in active if _note(one, found[id(one)], sums[id(one)])]
     if finite and torch.is_grad_enabled():
         total = torch.stack([sums[id(one)] for one in finite]).sum()
@@ -208,25 +208,44 @@ def _pass(model: BaseModel, active: list[_Progress]) -> None:
         _forget_gradients(active)
 
 
+def _loss(model: BaseModel, one: _Progress, datum: Datum, logprobs: Tensor) -> Tensor:
+    inputs = {name: _tensor(array, model) for name, array in datum.inputs.items()}
+    return losses.find(one.work.loss_fn).function(logprobs, inputs, one.config)
+
+
 def target_logprobs(
-    model: BaseModel, hidden_NH: Tensor, adapter: Adapter | None, datum: Datum
-) -> Tensor:
-    """log p of every target, shaped like the targets; [N, vocab] is never held, in either direction."""
-    targets = _tensor(datum.inputs["target_tokens"], model)
-    targets_NK = targets if targets.ndim == 2 else targets[:, None]
+    model: BaseModel, hidden_NH: Tensor, adapter: Adapter, batch: Sequence[Datum]
+) -> list[Tensor]:
+    """Per datum log p of its targets, in their shape; N counts the tokens of all of them.
+
+    [N, vocab] is never held, in either direction: the head runs over some rows at a time, and again
+    for the gradient.
+    """
+    targets = [_tensor(datum.inputs["target_tokens"], model) for datum in batch]
+    width = max(one.shape[1] if one.ndim == 2 else 1 for one in targets)
+    targets_NK = torch.cat([_columns(one, width) for one in targets])
 
     def chunk(hidden_RH: Tensor, targets_RK: Tensor) -> Tensor:
-        spare = _MIN_ROWS - hidden_RH.shape[0]
-        padded = torch.nn.functional.pad(hidden_RH, (0, 0, 0, spare)) if spare > 0 else hidden_RH
-        rows = [(slice(0, padded.shape[0]), adapter)] if adapter else []
-        logits_RV = model.logits(padded, rows)[: hidden_RH.shape[0]]
+        logits_RV = model.logits(hidden_RH, [(slice(0, hidden_RH.shape[0]), adapter)])
         return logits_RV.gather(1, targets_RK) - logits_RV.logsumexp(1, keepdim=True)
 
-    pieces = []
-    for start in range(0, hidden_NH.shape[0], _HEAD_ROWS):
-        rows = slice(start, start + _HEAD_ROWS)
-        pieces.append(checkpoint(chunk, hidden_NH[rows], targets_NK[rows], use_reentrant=False))
-    return torch.cat(pieces).reshape(targets.shape)
+    pieces = [
+        checkpoint(chunk, hidden_RH, targets_RK, use_reentrant=False)
+        for hidden_RH, targets_RK in zip(
+            torch.split(hidden_NH, HEAD_ROWS), torch.split(targets_NK, HEAD_ROWS), strict=True
+        )
+    ]
+    rows = torch.split(torch.cat(pieces), [one.shape[0] for one in targets])
+    return [
+        row_NK[:, : one.shape[1]] if one.ndim == 2 else row_NK[:, 0]
+        for row_NK, one in zip(rows, targets, strict=True)
+    ]
+
+
+def _columns(targets: Tensor, width: int) -> Tensor:
+    """[N] or [N, K] as [N, width]; what is filled in is cut off again."""
+    targets_NK = targets if targets.ndim == 2 else targets[:, None]
+    return torch.nn.functional.pad(targets_NK, (0, width - targets_NK.shape[1]))
 
 
 def _note(one: _Progress, logprobs: list[Tensor], loss: Tensor) -> bool:
