@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from tinsmith.protocol import wire_pb2 as pb
-from tinsmith.protocol.tensors import decode_outputs, encode_tensor
+from tinsmith.protocol.tensors import decode_outputs, decode_tensor, encode_tensor
 from tinsmith.types import (
     Datum,
     ForwardBackwardOutput,
@@ -101,6 +101,11 @@ def decode_sample(data: bytes, sequence_ids: Sequence[str]) -> SampleResponse:
         if message.HasField("topk_prompt_logprobs")
         else None,
         prompt_cache_hit_tokens=message.prompt_cache_hit_tokens,
+        target_prompt_logprobs=TensorData.from_numpy(
+            decode_tensor(message.target_prompt_logprobs, "target_prompt_logprobs")
+        )
+        if message.HasField("target_prompt_logprobs")
+        else None,
     )
 
 

@@ -262,6 +262,7 @@ class SampleResponse:
     prompt_logprobs_np: Array | None = field(default=None, repr=False)
     topk_prompt_logprobs_np: TopkLogprobs | None = field(default=None, repr=False)
     prompt_cache_hit_tokens: int = 0
+    target_prompt_logprobs: TensorData | None = None
 
     @cached_property
     def prompt_logprobs(self) -> list[float | None] | None:

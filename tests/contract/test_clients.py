@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import tinker as official_sdk
 import tinsmith
+import torch
 import zstandard
 from tinsmith.protocol import wire_pb2 as pb
+from transformers import AutoModelForCausalLM
 
 from tests.contract.conftest import BASE_MODEL, CONTEXT, SECOND_MODEL, VOCAB, Service
 from tests.contract.recording_proxy import recording_proxy
@@ -219,6 +221,43 @@ def test_many_samples_in_flight_through_retrieve_futures(tinker: ModuleType, cli
     answers = [future.result(120) for future in futures]
     ids = {sequence.sequence_id for answer in answers for sequence in answer.sequences}
     assert len(ids) == 40
+
+
+def test_chosen_tokens_are_scored_at_every_prompt_position(
+    tinker: ModuleType, client: Any, service: Service
+) -> None:
+    sampler = client.create_sampling_client(base_model=BASE_MODEL).result(60)
+    prompt = tinker.types.ModelInput.from_ints(TOKENS)
+    params = tinker.types.SamplingParams(max_tokens=1)
+    wanted = np.array([[token, -1, 50] for token in TOKENS[1:]], np.int64)
+    wanted[3] = [7, 8, 9]
+    model = AutoModelForCausalLM.from_pretrained(service.data_dir / "tiny").eval()
+    with torch.no_grad():
+        reference = model(torch.tensor([TOKENS])).logits[0, :-1].log_softmax(-1).numpy()
+    expected = np.take_along_axis(reference, np.maximum(wanted, 0), 1) * (wanted >= 0)
+
+    def ask(targets: Any, **more: Any) -> Any:
+        answer = sampler.sample(prompt, 1, params, target_prompt_logprobs=targets, **more)
+        return answer.result(60)
+
+    dense = ask(
+        tinker.types.TensorData.from_numpy(wanted),
+        include_prompt_logprobs=True,
+        prompt_logprobs_last_n=2,
+    )
+    np.testing.assert_allclose(dense.target_prompt_logprobs.to_numpy(), expected, atol=1e-5)
+    assert dense.prompt_logprobs[:6] == [None] * 6
+    np.testing.assert_allclose(dense.prompt_logprobs[6:], reference[[5, 6], TOKENS[6:]], atol=1e-5)
+    if tinker is official_sdk:  # our client has dense tensors only
+        sparse = tinker.types.TensorData.from_torch_sparse(
+            torch.from_numpy(np.where(np.arange(40) == 3, wanted[:, :1], -1)), pad_value=-1
+        )
+        found = ask(sparse).target_prompt_logprobs
+        assert found.sparse_col_indices == sparse.sparse_col_indices
+        np.testing.assert_allclose(found.to_numpy()[:, 3], expected[:, 0], atol=1e-5)
+    for wrong in (wanted[1:], wanted + 1000):
+        with pytest.raises(tinker.RequestFailedError, match="target_prompt_logprobs"):
+            ask(tinker.types.TensorData.from_numpy(wrong))
 
 
 def test_importance_sampling_equals_its_formula(tinker: ModuleType, client: Any) -> None:

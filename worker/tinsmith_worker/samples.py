@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 import structlog
+from tinsmith.protocol import tensors
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.errors import TinsmithError
 from tinsmith.protocol.jobs import Content, Result, SampleJob, failure
@@ -17,7 +18,7 @@ from tinsmith_worker import checkpoint_files
 from tinsmith_worker.engine.adapter import FrozenAdapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.sampler import Finished, Sampler, SampleRequest, TopK
-from tinsmith_worker.engine.values import InvalidInput
+from tinsmith_worker.engine.values import InvalidInput, TargetCells
 from tinsmith_worker.queue import Queue, SampleTicket
 from tinsmith_worker.store import FolderDamaged, Store
 
@@ -81,7 +82,8 @@ class SamplingDesk:
     def step(self) -> None:
         if self.busy:
             for finished in self.sampler.step():
-                self._finish(finished.request_id, _result(finished))
+                ticket = self._tickets[finished.request_id]
+                self._finish(finished.request_id, _result(finished, ticket.body))
 
     def _start(self, ticket: SampleTicket) -> None:
         if ticket.request_id in self._tickets:
@@ -112,13 +114,21 @@ class SamplingDesk:
             topk_prompt_logprobs=job.topk_prompt_logprobs,
             topk_sample_logprobs=job.topk_sample_logprobs,
             prompt_logprobs_last_n=job.prompt_logprobs_last_n,
+            targets=_targets(job),
         )
 
     def _finish(self, request_id: str, result: Result) -> None:
         self.queue.sample_done(self._tickets.pop(request_id), result)
 
 
-def _result(finished: Finished) -> Result:
+def _targets(job: SampleJob) -> TargetCells | None:
+    if job.target_prompt_logprobs is None:
+        return None
+    tensor = pb.Tensor.FromString(job.target_prompt_logprobs)
+    return TargetCells(*tensors.target_cells(tensor, len(job.prompt) - 1))
+
+
+def _result(finished: Finished, body: bytes) -> Result:
     if finished.error is not None:
         return failure(finished.error)
     response = pb.SampleResponse()
@@ -136,6 +146,10 @@ def _result(finished: Finished) -> Result:
         response.prompt_logprobs = np.asarray(finished.prompt_logprobs, "<f4").tobytes()
     if topk := _topk(finished.topk_prompt):
         response.topk_prompt_logprobs.CopyFrom(topk)
+    if finished.target_logprobs is not None:
+        asked = msgspec.json.decode(body, type=SampleJob).target_prompt_logprobs
+        layout = pb.Tensor.FromString(asked or b"")
+        response.target_prompt_logprobs.CopyFrom(tensors.in_cells(layout, finished.target_logprobs))
     return Result(data=response.SerializeToString(), content=Content.SAMPLE)
 
 

@@ -175,6 +175,16 @@ class ModelInput(Body, kw_only=True, frozen=True):
     chunks: list[Chunk]
 
 
+class JsonTensor(Body, kw_only=True, frozen=True):
+    """A tensor in JSON: flat values, or only those that a CSR pattern lists."""
+
+    data: list[float]
+    dtype: str = "float32"
+    shape: list[int] | None = None
+    sparse_crow_indices: list[int] | None = None
+    sparse_col_indices: list[int] | None = None
+
+
 class Sample(Body, kw_only=True, frozen=True):
     sampling_session_id: str
     seq_id: int
@@ -184,7 +194,7 @@ class Sample(Body, kw_only=True, frozen=True):
     prompt_logprobs: bool | None = None
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
-    target_prompt_logprobs: Any = None
+    target_prompt_logprobs: JsonTensor | None = None
     prompt_alt_tokens_k: int = 0
     prompt_logprobs_last_n: int | None = None
     record_stability_info: bool = False

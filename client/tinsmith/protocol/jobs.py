@@ -135,6 +135,7 @@ class SampleJob(Body, kw_only=True, frozen=True):
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
     prompt_logprobs_last_n: int | None = None
+    target_prompt_logprobs: bytes | None = None  # protobuf Tensor of token ids
 
 
 class ModelCard(Body, kw_only=True, frozen=True):

@@ -16,6 +16,7 @@ from tinsmith.protocol.errors import BadRequest, Unprocessable
 
 Array = npt.NDArray[np.generic]
 IntArray = npt.NDArray[np.int32]
+IndexArray = npt.NDArray[np.int64]
 
 _DTYPES: dict[int, np.dtype[np.generic]] = {
     pb.DTYPE_FLOAT32: np.dtype("<f4"),
@@ -122,6 +123,36 @@ def _densify(
     dense = np.zeros(shape, dtype)
     dense[np.repeat(np.arange(shape[0]), np.diff(crow)), col] = values
     return dense
+
+
+def target_cells(tensor: pb.Tensor, num_rows: int) -> tuple[IndexArray, IndexArray]:
+    """Row and token of every cell that a [num_rows, K] tensor holds, in its order; -1 asks nothing."""
+    where = "target_prompt_logprobs"
+    shape = tuple(tensor.shape)
+    if tensor.dtype != pb.DTYPE_INT64 or len(shape) != 2 or shape[0] != num_rows:
+        raise BadRequest(
+            f"{where}: it must be int64 of shape [{num_rows}, K], one row per prompt token after the "
+            f"first; this one has shape {list(shape)}."
+        )
+    decode_tensor(tensor, where)  # checks that the values fill the shape
+    if tensor.WhichOneof("encoding") == "sparse_csr":
+        ends = _raw(tensor.sparse_csr.crow_indices, np.dtype("<i8"), where).astype(np.int64)
+        tokens = _raw(tensor.sparse_csr.values, np.dtype("<i8"), where).astype(np.int64)
+        return np.repeat(np.arange(num_rows), np.diff(ends)), tokens
+    tokens = _raw(tensor.dense, np.dtype("<i8"), where).astype(np.int64)
+    return np.repeat(np.arange(num_rows), shape[1]), tokens
+
+
+def in_cells(tensor: pb.Tensor, values: npt.NDArray[np.float32]) -> pb.Tensor:
+    """The values in the layout of the tensor whose cells they belong to."""
+    made = pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=tensor.shape)
+    data = values.astype("<f4").tobytes()
+    if tensor.WhichOneof("encoding") == "sparse_csr":
+        made.sparse_csr.CopyFrom(tensor.sparse_csr)
+        made.sparse_csr.values = data
+    else:
+        made.dense = data
+    return made
 
 
 def encode_tensor(array: Array) -> pb.Tensor:

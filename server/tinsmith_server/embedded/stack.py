@@ -102,7 +102,8 @@ class Stack:
             self._environment["TINSMITH_REDIS_URL"] = url
         for name in _COMMANDS:
             self._launch(name)
-        self._wait_until_ready()
+        with Console(stderr=True).status(f"Starting; the worker reads {', '.join(self._models)}"):
+            self._wait_until_ready()
 
     def _launch(self, name: str) -> None:
         command = [sys.executable, *_COMMANDS[name]]

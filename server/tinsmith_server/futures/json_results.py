@@ -49,7 +49,25 @@ def _sample(response: pb.SampleResponse) -> dict[str, Any]:
         answer["prompt_logprobs"] = [None if math.isnan(score) else score for score in scores]
     if response.HasField("topk_prompt_logprobs"):
         answer["topk_prompt_logprobs"] = _topk(response.topk_prompt_logprobs)
+    if response.HasField("target_prompt_logprobs"):
+        answer["target_prompt_logprobs"] = _tensor(response.target_prompt_logprobs)
     return answer
+
+
+def _tensor(tensor: pb.Tensor) -> dict[str, Any]:
+    """As it was asked for: dense, or only the cells that a CSR pattern lists."""
+    sparse = tensor.WhichOneof("encoding") == "sparse_csr"
+    values = tensor.sparse_csr.values if sparse else tensor.dense
+    made: dict[str, Any] = {
+        "data": np.frombuffer(values, "<f4").tolist(),
+        "dtype": "float32",
+        "shape": list(tensor.shape),
+    }
+    if sparse:
+        for name in ("crow_indices", "col_indices"):
+            indices = np.frombuffer(getattr(tensor.sparse_csr, name), "<i8")
+            made[f"sparse_{name}"] = indices.tolist()
+    return made
 
 
 def _topk(topk: pb.TopkLogprobs) -> list[list[tuple[int, float]] | None]:

@@ -2,18 +2,10 @@
 
 from typing import Any
 
-import numpy as np
 from tinsmith.protocol import wire_pb2 as pb
-from tinsmith.protocol.bodies import Addressed, Body, ModelInput
+from tinsmith.protocol.bodies import Addressed, Body, JsonTensor, ModelInput
 from tinsmith.protocol.errors import BadRequest
-
-
-class JsonTensor(Body, kw_only=True, frozen=True):
-    data: list[float]
-    dtype: str = "float32"
-    shape: list[int] | None = None
-    sparse_crow_indices: list[int] | None = None
-    sparse_col_indices: list[int] | None = None
+from tinsmith.protocol.json_tensors import fill_tensor, to_bytes
 
 
 class JsonDatum(Body, kw_only=True, frozen=True):
@@ -60,28 +52,6 @@ def _add(message: pb.ForwardBackwardRequest, datum: JsonDatum, where: str) -> No
     for chunk in datum.model_input.chunks:
         if chunk.tokens is None:
             raise BadRequest(f"{where}.model_input: only chunks with tokens are supported.")
-        made.model_input.add().encoded_text.tokens = _bytes(chunk.tokens, "<i4", where)
+        made.model_input.add().encoded_text.tokens = to_bytes(chunk.tokens, "<i4", where)
     for name, tensor in datum.loss_fn_inputs.items():
-        _fill(made.loss_fn_inputs[name], tensor, f"{where}.loss_fn_inputs.{name}")
-
-
-def _fill(made: pb.Tensor, tensor: JsonTensor, where: str) -> None:
-    if tensor.dtype not in ("int64", "float32"):
-        raise BadRequest(f"{where}: dtype {tensor.dtype[:20]!r} is not int64 or float32.")
-    integers = tensor.dtype == "int64"
-    made.dtype = pb.DTYPE_INT64 if integers else pb.DTYPE_FLOAT32
-    made.shape.extend(tensor.shape or [])
-    values = _bytes(tensor.data, "<i8" if integers else "<f4", where)
-    if tensor.sparse_crow_indices is None:
-        made.dense = values
-    else:
-        made.sparse_csr.values = values
-        made.sparse_csr.crow_indices = _bytes(tensor.sparse_crow_indices, "<i8", where)
-        made.sparse_csr.col_indices = _bytes(tensor.sparse_col_indices or [], "<i8", where)
-
-
-def _bytes(values: list[Any], dtype: str, where: str) -> bytes:
-    try:
-        return np.asarray(values, dtype).tobytes()
-    except (OverflowError, ValueError):
-        raise BadRequest(f"{where}: a value does not fit {np.dtype(dtype)}.") from None
+        fill_tensor(made.loss_fn_inputs[name], tensor, f"{where}.loss_fn_inputs.{name}")

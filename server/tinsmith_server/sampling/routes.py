@@ -8,6 +8,7 @@ import secrets
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from sqlalchemy.ext.asyncio import AsyncSession
+from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.bodies import (
     Body,
     CreateSamplingSession,
@@ -19,6 +20,7 @@ from tinsmith.protocol.bodies import (
 )
 from tinsmith.protocol.errors import BadRequest, TinsmithError, Unsupported
 from tinsmith.protocol.jobs import Job, Kind, SampleJob, encode, failure
+from tinsmith.protocol.json_tensors import fill_tensor
 from tinsmith.protocol.paths import CheckpointKind, TinkerPath, sampling_session_id, sequence_id
 from tinsmith.protocol.store_layout import checkpoint_prefix
 
@@ -127,12 +129,21 @@ def _sample_job(body: Sample, row: SamplingSession) -> SampleJob:
         topk_prompt_logprobs=body.topk_prompt_logprobs,
         topk_sample_logprobs=body.topk_sample_logprobs,
         prompt_logprobs_last_n=body.prompt_logprobs_last_n,
+        target_prompt_logprobs=_targets(body),
     )
+
+
+def _targets(body: Sample) -> bytes | None:
+    """The ids that are to be scored beside the prompt's own, as the worker reads them."""
+    if body.target_prompt_logprobs is None:
+        return None
+    message = pb.Tensor()
+    fill_tensor(message, body.target_prompt_logprobs, "target_prompt_logprobs")
+    return message.SerializeToString()
 
 
 def _refuse_unsupported(body: Sample) -> None:
     asked = {
-        "target_prompt_logprobs": body.target_prompt_logprobs is not None,
         "prompt_alt_tokens_k": body.prompt_alt_tokens_k != 0,
         "record_stability_info": body.record_stability_info,
     }

@@ -15,7 +15,7 @@ from tinsmith_worker.engine.adapter import FrozenAdapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.packed import HEAD_ROWS, MIN_ROWS, KVCache, Pass, Segment
 from tinsmith_worker.engine.sampling import draw, uniform
-from tinsmith_worker.engine.values import InvalidInput
+from tinsmith_worker.engine.values import InvalidInput, TargetCells
 
 MAX_SAMPLES = 1024
 MAX_TOPK = 1024
@@ -38,6 +38,7 @@ class SampleRequest:
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
     prompt_logprobs_last_n: int | None = None
+    targets: TargetCells | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Finished:
     sequences: list[SampledSequence] = field(default_factory=list)
     prompt_logprobs: npt.NDArray[np.float32] | None = None
     topk_prompt: TopK | None = None
+    target_logprobs: npt.NDArray[np.float32] | None = None
+    """One per cell of the request's targets; 0 where a cell asked for nothing."""
     error: str | None = None
 
 
@@ -73,6 +76,7 @@ class _Active:
     done: list[SampledSequence | None]
     prompt_logprobs: npt.NDArray[np.float32] | None = None
     topk_prompt: TopK | None = None
+    target_logprobs: npt.NDArray[np.float32] | None = None
 
 
 @dataclass
@@ -236,7 +240,7 @@ class Sampler:
         asked = [
             (owner, rows_NH, _first_scored(owner.request))
             for owner, rows_NH in prompts
-            if owner.request.prompt_logprobs or owner.request.topk_prompt_logprobs
+            if _wants_scores(owner.request)
         ]
         if not asked:
             return
@@ -247,12 +251,14 @@ class Sampler:
         tokens = [token for owner, _, first in asked for token in owner.request.prompt[first:]]
         targets_R1 = torch.tensor(tokens, dtype=torch.int64, device=hidden_RH.device)[:, None]
         k = max(owner.request.topk_prompt_logprobs for owner, _, _ in asked)
+        cells = _cells(asked)
         scores, ids, tops = [np.empty(0, "f4")], [np.empty((0, k), "i4")], [np.empty((0, k), "f4")]
         for start in range(0, len(tokens), HEAD_ROWS):
             some = slice(start, start + HEAD_ROWS)
             logits_RV = self._logits(hidden_RH[some], adapters[some])
             total_R1 = logits_RV.logsumexp(-1, keepdim=True)
             scores.append((logits_RV.gather(1, targets_R1[some]) - total_R1)[:, 0].cpu().numpy())
+            cells.read(start, logits_RV, total_R1)
             best = logits_RV.topk(k)
             ids.append(best.indices.cpu().numpy())
             tops.append((best.values - total_R1).cpu().numpy())
@@ -262,6 +268,7 @@ class Sampler:
             end = start + rows_NH.shape[0] - first
             _keep_scores(owner, first, *(array[start:end] for array in found))
             start = end
+        cells.give(asked)
 
     def _validate(self, request: SampleRequest) -> int:
         """How many tokens a sample may have."""
@@ -309,6 +316,10 @@ class Sampler:
             top = min(vocab, MAX_TOPK)
             value = getattr(request, name)
             checks.append((not 0 <= value <= top, f"{name}: {value} is not from 0 to {top}."))
+        if request.targets is not None and request.targets.tokens.size:
+            low, high = int(request.targets.tokens.min()), int(request.targets.tokens.max())
+            sentence = f"target_prompt_logprobs: token ids must be from -1 to {vocab - 1}."
+            checks.append((low < -1 or high >= vocab, sentence))
         last_n = request.prompt_logprobs_last_n
         checks.append(
             (
@@ -322,10 +333,53 @@ class Sampler:
         return min(request.max_tokens or room, room)
 
 
+def _wants_scores(request: SampleRequest) -> bool:
+    return bool(
+        request.prompt_logprobs or request.topk_prompt_logprobs or request.targets is not None
+    )
+
+
 def _first_scored(request: SampleRequest) -> int:
-    """The first prompt position that gets a score: never 0, which nothing precedes."""
+    """The first prompt position whose logits are needed: never 0, which nothing precedes."""
     last_n = request.prompt_logprobs_last_n
-    return 1 if last_n is None else max(1, len(request.prompt) - last_n)
+    if last_n is None or request.targets is not None:
+        return 1
+    return max(1, len(request.prompt) - last_n)
+
+
+@dataclass
+class _Cells:
+    """The target cells of every prompt of a pass, by row of their scored rows back to back."""
+
+    rows: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32]
+
+    def read(self, start: int, logits_RV: Tensor, total_R1: Tensor) -> None:
+        first, last = np.searchsorted(self.rows, (start, start + logits_RV.shape[0]))
+        rows = torch.from_numpy(self.rows[first:last] - start).to(logits_RV.device)
+        tokens = torch.from_numpy(self.tokens[first:last]).to(logits_RV.device)
+        scores = logits_RV[rows, tokens.clamp(min=0)] - total_R1[rows, 0]
+        self.values[first:last] = scores.masked_fill(tokens < 0, 0.0).cpu().numpy()
+
+    def give(self, asked: list[tuple[_Active, Tensor, int]]) -> None:
+        start = 0
+        for owner, _, _ in asked:
+            if (targets := owner.request.targets) is not None:
+                end = start + targets.tokens.size
+                owner.target_logprobs = self.values[start:end]
+                start = end
+
+
+def _cells(asked: list[tuple[_Active, Tensor, int]]) -> _Cells:
+    rows, tokens, start = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    for owner, rows_NH, first in asked:
+        if (targets := owner.request.targets) is not None:
+            rows.append(targets.rows + start)
+            tokens.append(targets.tokens)
+        start += rows_NH.shape[0] - first
+    joined = np.concatenate(rows)
+    return _Cells(joined, np.concatenate(tokens), np.zeros(joined.size, np.float32))
 
 
 def _keep_scores(
@@ -336,6 +390,9 @@ def _keep_scores(
     tops: npt.NDArray[np.float32],
 ) -> None:
     request = owner.request
+    if request.prompt_logprobs_last_n is not None:  # more may have been read for the targets
+        skipped = len(scores) - min(len(scores), request.prompt_logprobs_last_n)
+        first, scores, ids, tops = first + skipped, scores[skipped:], ids[skipped:], tops[skipped:]
     if request.prompt_logprobs:
         unscored = np.full(first, np.nan, np.float32)
         owner.prompt_logprobs = np.concatenate([unscored, scores])
@@ -354,6 +411,7 @@ def _finished(owner: _Active) -> Finished:
         [sequence for sequence in owner.done if sequence is not None],
         owner.prompt_logprobs,
         owner.topk_prompt,
+        owner.target_logprobs,
     )
 
 

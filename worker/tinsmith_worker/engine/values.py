@@ -16,3 +16,14 @@ class Datum:
 
     tokens: npt.NDArray[np.int32]
     inputs: dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class TargetCells:
+    """Tokens to score beside the prompt's own: cell i asks for `tokens[i]` after `rows[i] + 1` tokens.
+
+    Rows ascend; a token of -1 asks for nothing.
+    """
+
+    rows: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]

@@ -1,0 +1,114 @@
+"""What a prompt's scores are, whoever else is in the pass: held to transformers' own logits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tinsmith_worker.engine import sampler as sampler_module
+from tinsmith_worker.engine.adapter import Adapter
+from tinsmith_worker.engine.base_model import BaseModel
+from tinsmith_worker.engine.sampler import Finished, Sampler, SampleRequest
+from tinsmith_worker.engine.values import InvalidInput, TargetCells
+from transformers import AutoModelForCausalLM
+
+from tests.worker.tiny_models import VOCAB, save
+
+PROMPTS = [[5, 9, 14], list(range(3, 60)), [7], [8, 8, 41, 2, 2]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> BaseModel:
+    return BaseModel.load(str(folder), name="tiny")
+
+
+def request(name: str, prompt: list[int], **more: object) -> SampleRequest:
+    defaults: dict[str, object] = {
+        "adapter": None,
+        "num_samples": 1,
+        "max_tokens": 1,
+        "temperature": 0.5,  # of no consequence to the scores of a prompt
+        "top_k": -1,
+        "top_p": 1.0,
+        "seed": 5,
+        "stop": None,
+    }
+    return SampleRequest(request_id=name, prompt=prompt, **(defaults | more))  # type: ignore[arg-type]
+
+
+def run(model: BaseModel, requests: list[SampleRequest]) -> dict[str, Finished]:
+    sampler = Sampler(model, max_slots=64, max_pass_tokens=4096)
+    for one in requests:
+        sampler.add(one)
+    found: dict[str, Finished] = {}
+    while sampler.busy:
+        found |= {one.request_id: one for one in sampler.step()}
+    return found
+
+
+def reference(folder: Path, prompt: list[int]) -> np.ndarray:
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(torch.tensor([prompt])).logits[0].log_softmax(-1).numpy()
+
+
+@pytest.mark.parametrize("head_rows", [256, 7], ids=["one chunk", "many chunks"])
+def test_scores_do_not_mix_between_prompts(
+    model: BaseModel, folder: Path, head_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler_module, "HEAD_ROWS", head_rows)
+    adapter = Adapter.create(model, rank=2, seed=1)  # B = 0: it changes no score
+    random = np.random.default_rng(0)
+    asked, cells = [], {}
+    for index, prompt in enumerate(PROMPTS):
+        rows = np.repeat(np.arange(len(prompt) - 1), 3)
+        cells[index] = TargetCells(rows, random.integers(-1, VOCAB, rows.size))
+        asked.append(
+            request(
+                str(index),
+                prompt,
+                adapter=adapter if index % 2 else None,
+                prompt_logprobs=True,
+                topk_prompt_logprobs=index + 1,
+                targets=cells[index],
+            )
+        )
+    found = run(model, [request("unscored", [3, 4, 5]), *asked])
+    assert found["unscored"].prompt_logprobs is None
+    for index, prompt in enumerate(PROMPTS):
+        scores, one, cell = reference(folder, prompt), found[str(index)], cells[index]
+        assert one.prompt_logprobs is not None
+        assert one.topk_prompt is not None
+        assert np.isnan(one.prompt_logprobs[0])
+        own = scores[np.arange(len(prompt) - 1), prompt[1:]]
+        np.testing.assert_allclose(one.prompt_logprobs[1:], own, atol=1e-5)
+        best = np.sort(scores[:-1], axis=1)[:, ::-1][:, : index + 1]
+        np.testing.assert_allclose(one.topk_prompt.logprobs[1:], best, atol=1e-5)
+        picked = np.take_along_axis(scores[:-1], one.topk_prompt.token_ids[1:], axis=1)
+        np.testing.assert_allclose(picked, best, atol=1e-5)
+        expected = scores[cell.rows, np.maximum(cell.tokens, 0)] * (cell.tokens >= 0)
+        np.testing.assert_allclose(one.target_logprobs, expected, atol=1e-5)
+
+
+def test_the_last_n_are_scored_and_no_more(model: BaseModel) -> None:
+    prompt = PROMPTS[1]
+    whole = run(model, [request("a", prompt, prompt_logprobs=True)])["a"].prompt_logprobs
+    some = run(model, [request("a", prompt, prompt_logprobs=True, prompt_logprobs_last_n=4)])[
+        "a"
+    ].prompt_logprobs
+    assert whole is not None
+    assert some is not None
+    assert np.isnan(some[:-4]).all()
+    np.testing.assert_allclose(some[-4:], whole[-4:], atol=1e-6)
+
+
+@pytest.mark.parametrize("token", [-2, VOCAB])
+def test_a_target_outside_the_vocabulary_is_refused_by_name(model: BaseModel, token: int) -> None:
+    cells = TargetCells(np.array([0]), np.array([token]))
+    with pytest.raises(InvalidInput, match="target_prompt_logprobs"):
+        run(model, [request("a", [1, 2], targets=cells)])
