@@ -19,7 +19,7 @@ from tinsmith.tokenizers import fetch_tokenizer
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 RANK = 16
-TUNE_STEPS, RESUMED_STEPS, DISTILL_STEPS = 24, 8, 32
+TUNE_STEPS, RESUMED_STEPS, DISTILL_STEPS = 24, 8, 20
 HELD_OUT = 40
 
 
