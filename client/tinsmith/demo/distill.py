@@ -2,8 +2,8 @@
 
 The student samples, the teacher scores each sampled token, and the reverse KL becomes the advantage:
 A = -(log p_student - log q_teacher), less the batch's mean. The mean is a baseline: it leaves the
-expected gradient as it is and takes most of its variance (Williams 1992), without which a student
-so far from its teacher wanders off. The loss is importance sampling.
+expected gradient as it is (but for one part in the batch's tokens) and takes most of its variance
+(Williams 1992); without it a student so far from its teacher may wander off. The loss is importance sampling.
 """
 
 from collections.abc import Callable, Iterator
