@@ -10,6 +10,7 @@ import numpy as np
 from tinsmith.encoding import cut, decode_forward_backward, encode_datum, encode_loss_config, join
 from tinsmith.futures import APIFuture, ClientFuture, start, start_lasting
 from tinsmith.protocol import wire_pb2 as pb
+from tinsmith.protocol.tensors import encode_tensor
 from tinsmith.sampling_client import SamplingClient
 from tinsmith.session import Session
 from tinsmith.tokenizers import fetch_tokenizer
@@ -322,8 +323,6 @@ def _loss_gradients(
 ) -> tuple[list[pb.Tensor], dict[str, float]]:
     """Per datum the weights -dloss/dlogprob, and the loss's own metrics."""
     import torch
-
-    from tinsmith.protocol.tensors import encode_tensor
 
     logprobs = [row["logprobs"].to_torch().requires_grad_(True) for row in forward.loss_fn_outputs]
     loss, metrics = loss_fn(data, logprobs)

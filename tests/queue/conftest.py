@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from tinsmith_server.embedded.process import stop_process
-from tinsmith_server.embedded.valkey import start_valkey
+
+from tests.conftest import running_valkey
 
 
 @pytest.fixture(scope="session")
 def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("queue-valkey")
-    process, url = start_valkey(folder, folder / "valkey.log")
-    yield url
-    stop_process(process, 5)
+    with running_valkey(tmp_path_factory.mktemp("queue-valkey")) as url:
+        yield url

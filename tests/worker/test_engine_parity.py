@@ -10,7 +10,7 @@ from tinsmith_worker import checkpoint_files
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.packed import KVCache, Pass, Segment
-from tinsmith_worker.engine.sampler import Sampler, SampleRequest
+from tinsmith_worker.engine.sampler import Sampler
 from tinsmith_worker.engine.training import (
     AdamParams,
     RunState,
@@ -18,7 +18,7 @@ from tinsmith_worker.engine.training import (
     forward_backward,
     optim_step,
 )
-from tinsmith_worker.engine.values import Datum
+from tinsmith_worker.engine.values import Datum, SampleRequest
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -347,7 +347,7 @@ def test_sampled_logprobs_are_the_trainers(family: str, tmp_path: Path) -> None:
     )
     [outcome] = forward_backward(model, [cross_entropy(run, [scored], True)], max_pass_tokens=64)
     np.testing.assert_allclose(sequence.logprobs, outcome.logprobs[0][len(prompt) - 1 :], atol=1e-5)
-    scores = finished[0].prompt_logprobs
+    scores = finished[0].scores.prompt_logprobs
     assert scores is not None
     assert np.isnan(scores[0])
     np.testing.assert_allclose(scores[1:], outcome.logprobs[0][: len(prompt) - 1], atol=1e-5)

@@ -13,9 +13,9 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece import sentencepiece_model_pb2 as spm
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.sampler import Sampler, SampleRequest
+from tinsmith_worker.engine.sampler import Sampler
 from tinsmith_worker.engine.training import AdamParams, RunState, Work, forward_backward, optim_step
-from tinsmith_worker.engine.values import Datum
+from tinsmith_worker.engine.values import Datum, SampleRequest
 from tinsmith_worker.prepare import PREPARABLE, package
 from tinsmith_worker.prepare.gguf_file import GGUF
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -93,8 +93,8 @@ def test_sampler_and_trainer_agree_beyond_the_sliding_window(model: BaseModel) -
     )
     [finished] = finish(sampler)
     trained = compute(model, run, prompt + finished.sequences[0].tokens)
-    assert finished.prompt_logprobs is not None
-    sampled = [*finished.prompt_logprobs[1:], *finished.sequences[0].logprobs]
+    assert finished.scores.prompt_logprobs is not None
+    sampled = [*finished.scores.prompt_logprobs[1:], *finished.sequences[0].logprobs]
     np.testing.assert_allclose(sampled, trained, atol=1e-4)
 
 

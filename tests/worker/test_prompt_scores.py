@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tinsmith_worker.engine import sampler as sampler_module
+from tinsmith_worker.engine import prompt_scores
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.sampler import Finished, Sampler, SampleRequest
-from tinsmith_worker.engine.values import InvalidInput, TargetCells
+from tinsmith_worker.engine.sampler import Finished, Sampler
+from tinsmith_worker.engine.values import InvalidInput, SampleRequest, TargetCells
 from transformers import AutoModelForCausalLM
 
 from tests.worker.tiny_models import VOCAB, save
@@ -61,7 +61,7 @@ def reference(folder: Path, prompt: list[int]) -> np.ndarray:
 def test_scores_do_not_mix_between_prompts(
     model: BaseModel, folder: Path, head_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampler_module, "HEAD_ROWS", head_rows)
+    monkeypatch.setattr(prompt_scores, "HEAD_ROWS", head_rows)
     adapter = Adapter.create(model, rank=2, seed=1)  # B = 0: it changes no score
     random = np.random.default_rng(0)
     asked, cells = [], {}
@@ -79,28 +79,28 @@ def test_scores_do_not_mix_between_prompts(
             )
         )
     found = run(model, [request("unscored", [3, 4, 5]), *asked])
-    assert found["unscored"].prompt_logprobs is None
+    assert found["unscored"].scores.prompt_logprobs is None
     for index, prompt in enumerate(PROMPTS):
         scores, one, cell = reference(folder, prompt), found[str(index)], cells[index]
-        assert one.prompt_logprobs is not None
-        assert one.topk_prompt is not None
-        assert np.isnan(one.prompt_logprobs[0])
+        assert one.scores.prompt_logprobs is not None
+        assert one.scores.topk_prompt is not None
+        assert np.isnan(one.scores.prompt_logprobs[0])
         own = scores[np.arange(len(prompt) - 1), prompt[1:]]
-        np.testing.assert_allclose(one.prompt_logprobs[1:], own, atol=1e-5)
+        np.testing.assert_allclose(one.scores.prompt_logprobs[1:], own, atol=1e-5)
         best = np.sort(scores[:-1], axis=1)[:, ::-1][:, : index + 1]
-        np.testing.assert_allclose(one.topk_prompt.logprobs[1:], best, atol=1e-5)
-        picked = np.take_along_axis(scores[:-1], one.topk_prompt.token_ids[1:], axis=1)
+        np.testing.assert_allclose(one.scores.topk_prompt.logprobs[1:], best, atol=1e-5)
+        picked = np.take_along_axis(scores[:-1], one.scores.topk_prompt.token_ids[1:], axis=1)
         np.testing.assert_allclose(picked, best, atol=1e-5)
         expected = scores[cell.rows, np.maximum(cell.tokens, 0)] * (cell.tokens >= 0)
-        np.testing.assert_allclose(one.target_logprobs, expected, atol=1e-5)
+        np.testing.assert_allclose(one.scores.target_logprobs, expected, atol=1e-5)
 
 
 def test_the_last_n_are_scored_and_no_more(model: BaseModel) -> None:
     prompt = PROMPTS[1]
-    whole = run(model, [request("a", prompt, prompt_logprobs=True)])["a"].prompt_logprobs
+    whole = run(model, [request("a", prompt, prompt_logprobs=True)])["a"].scores.prompt_logprobs
     some = run(model, [request("a", prompt, prompt_logprobs=True, prompt_logprobs_last_n=4)])[
         "a"
-    ].prompt_logprobs
+    ].scores.prompt_logprobs
     assert whole is not None
     assert some is not None
     assert np.isnan(some[:-4]).all()

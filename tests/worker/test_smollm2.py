@@ -5,7 +5,7 @@ import pytest
 import torch
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.sampler import Finished, Sampler, SampleRequest
+from tinsmith_worker.engine.sampler import Finished, Sampler
 from tinsmith_worker.engine.training import (
     AdamParams,
     RunState,
@@ -13,7 +13,7 @@ from tinsmith_worker.engine.training import (
     forward_backward,
     optim_step,
 )
-from tinsmith_worker.engine.values import Datum
+from tinsmith_worker.engine.values import Datum, SampleRequest
 from tinsmith_worker.prepare import verify
 
 from tests.models import prepared_smollm2
@@ -85,8 +85,8 @@ def test_sampler_and_trainer_agree_after_training(model: BaseModel) -> None:
         forward_only=True,
     )
     [outcome] = forward_backward(model, [work], max_pass_tokens=512)
-    assert finished.prompt_logprobs is not None
-    sampled = [*finished.prompt_logprobs[1:], *finished.sequences[0].logprobs]
+    assert finished.scores.prompt_logprobs is not None
+    sampled = [*finished.scores.prompt_logprobs[1:], *finished.sequences[0].logprobs]
     np.testing.assert_allclose(sampled, outcome.logprobs[0], atol=1e-4)
 
 

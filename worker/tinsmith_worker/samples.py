@@ -17,8 +17,9 @@ from tinsmith.protocol.jobs import Content, Result, SampleJob, failure
 from tinsmith_worker import checkpoint_files
 from tinsmith_worker.engine.adapter import FrozenAdapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.sampler import Finished, Sampler, SampleRequest, TopK
-from tinsmith_worker.engine.values import InvalidInput, TargetCells
+from tinsmith_worker.engine.prompt_scores import TopK
+from tinsmith_worker.engine.sampler import Finished, Sampler
+from tinsmith_worker.engine.values import InvalidInput, SampleRequest, TargetCells
 from tinsmith_worker.queue import Queue, SampleTicket
 from tinsmith_worker.store import FolderDamaged, Store
 
@@ -142,14 +143,16 @@ def _result(finished: Finished, body: bytes) -> Result:
                 topk_sampled_logprobs=_topk(sequence.topk),
             )
         )
-    if finished.prompt_logprobs is not None:
-        response.prompt_logprobs = np.asarray(finished.prompt_logprobs, "<f4").tobytes()
-    if topk := _topk(finished.topk_prompt):
+    if finished.scores.prompt_logprobs is not None:
+        response.prompt_logprobs = np.asarray(finished.scores.prompt_logprobs, "<f4").tobytes()
+    if topk := _topk(finished.scores.topk_prompt):
         response.topk_prompt_logprobs.CopyFrom(topk)
-    if finished.target_logprobs is not None:
+    if finished.scores.target_logprobs is not None:
         asked = msgspec.json.decode(body, type=SampleJob).target_prompt_logprobs
         layout = pb.Tensor.FromString(asked or b"")
-        response.target_prompt_logprobs.CopyFrom(tensors.in_cells(layout, finished.target_logprobs))
+        response.target_prompt_logprobs.CopyFrom(
+            tensors.in_cells(layout, finished.scores.target_logprobs)
+        )
     return Result(data=response.SerializeToString(), content=Content.SAMPLE)
 
 

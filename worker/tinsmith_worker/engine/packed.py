@@ -91,6 +91,25 @@ class Pass:
             start = end
 
 
+def enough_rows(segments: list[Segment]) -> list[Segment]:
+    """The segments, and behind them what is missing to MIN_ROWS."""
+    spare = MIN_ROWS - sum(len(segment.tokens) for segment in segments)
+    return [*segments, Segment([0] * spare)] if spare > 0 else segments
+
+
+def adapter_rows(adapters: "Sequence[Adapter | None]") -> "list[tuple[slice, Adapter]]":
+    """The adapter of each row as slices of neighbours that share one."""
+    rows: list[tuple[slice, Adapter]] = []
+    for place, adapter in enumerate(adapters):
+        if adapter is None:
+            continue
+        if rows and rows[-1][1] is adapter and rows[-1][0].stop == place:
+            rows[-1] = (slice(rows[-1][0].start, place + 1), adapter)
+        else:
+            rows.append((slice(place, place + 1), adapter))
+    return rows
+
+
 _PASS: ContextVar[Pass] = ContextVar("pass")
 _ADAPTER_ROWS: ContextVar["Sequence[tuple[slice, Adapter]]"] = ContextVar("rows", default=())
 

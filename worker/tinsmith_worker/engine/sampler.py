@@ -7,46 +7,17 @@ sampler decides who is in the next pass; how a token is drawn stands in `samplin
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tinsmith_worker.engine.adapter import FrozenAdapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.packed import HEAD_ROWS, MIN_ROWS, KVCache, Pass, Segment
+from tinsmith_worker.engine.packed import KVCache, Pass, Segment, adapter_rows, enough_rows
+from tinsmith_worker.engine.prompt_scores import PromptScores, TopK, score_prompts
 from tinsmith_worker.engine.sampling import draw, uniform
-from tinsmith_worker.engine.values import InvalidInput, TargetCells
+from tinsmith_worker.engine.values import InvalidInput, SampleRequest
 
 MAX_SAMPLES = 1024
 MAX_TOPK = 1024
-_NO_TOPK = -99999.0  # what the wire writes where nothing was computed
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleRequest:
-    request_id: str
-    adapter: FrozenAdapter | None
-    prompt: list[int]
-    num_samples: int
-    max_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
-    stop: list[str | int] | None
-    prompt_logprobs: bool = False
-    topk_prompt_logprobs: int = 0
-    topk_sample_logprobs: int = 0
-    prompt_logprobs_last_n: int | None = None
-    targets: TargetCells | None = None
-
-
-@dataclass(frozen=True)
-class TopK:
-    """token_ids int32 and logprobs float32, both [positions, k]; a row of (0, -99999) means none."""
-
-    token_ids: npt.NDArray[np.int32]
-    logprobs: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -61,10 +32,7 @@ class SampledSequence:
 class Finished:
     request_id: str
     sequences: list[SampledSequence] = field(default_factory=list)
-    prompt_logprobs: npt.NDArray[np.float32] | None = None
-    topk_prompt: TopK | None = None
-    target_logprobs: npt.NDArray[np.float32] | None = None
-    """One per cell of the request's targets; 0 where a cell asked for nothing."""
+    scores: PromptScores = field(default_factory=PromptScores)
     error: str | None = None
 
 
@@ -74,9 +42,7 @@ class _Active:
     limit: int
     sequences: list["_Sequence"]
     done: list[SampledSequence | None]
-    prompt_logprobs: npt.NDArray[np.float32] | None = None
-    topk_prompt: TopK | None = None
-    target_logprobs: npt.NDArray[np.float32] | None = None
+    scores: PromptScores = field(default_factory=PromptScores)
 
 
 @dataclass
@@ -154,24 +120,23 @@ class Sampler:
     def _pass(self, sequences: list[_Sequence]) -> list[Tensor]:
         """Hidden states of each sequence's pending tokens."""
         segments = [Segment(one.pending, one.owner.request.adapter, one.cache) for one in sequences]
-        spare = MIN_ROWS - sum(len(segment.tokens) for segment in segments)
-        if spare > 0:
-            segments.append(Segment([0] * spare))
-        current = Pass(segments)
+        current = Pass(enough_rows(segments))
         hidden_NH = self._model.hidden(current)
         return [hidden_NH[rows] for rows in current.rows[: len(sequences)]]
 
     def _draw_all(self, sequences: list[_Sequence], hidden: list[Tensor]) -> None:
         last_SH = torch.stack([rows[-1] for rows in hidden])
-        logits_SV = self._logits(last_SH, [one.owner.request.adapter for one in sequences])
+        rows = adapter_rows([one.owner.request.adapter for one in sequences])
+        logits_SV = self._model.logits(last_SH, rows)
         fresh = [not one.tokens and not one.index for one in sequences]
-        self._score_prompts(
-            [
-                (one.owner, rows_NH)
-                for one, rows_NH, new in zip(sequences, hidden, fresh, strict=True)
-                if new
-            ]
-        )
+        prompts = {
+            place: (one.owner.request, rows_NH)
+            for place, (one, rows_NH) in enumerate(zip(sequences, hidden, strict=True))
+            if fresh[place]
+        }
+        found = score_prompts(self._model, list(prompts.values()))
+        for place, scores in zip(prompts, found, strict=True):
+            sequences[place].owner.scores = scores
         for one, logits_V, new in zip(sequences, logits_SV, fresh, strict=True):
             if not new:
                 self._extend(one, logits_V)
@@ -223,52 +188,6 @@ class Sampler:
         """
         window = tokens[-(len(stop.encode()) + 8) :]
         return stop in self._model.tokenizer.decode(window, skip_special_tokens=False)
-
-    def _logits(self, rows_SH: Tensor, adapters: list[FrozenAdapter | None]) -> Tensor:
-        rows: list[tuple[slice, FrozenAdapter]] = []
-        for place, adapter in enumerate(adapters):
-            if adapter is None:
-                continue
-            if rows and rows[-1][1] is adapter and rows[-1][0].stop == place:
-                rows[-1] = (slice(rows[-1][0].start, place + 1), adapter)
-            else:
-                rows.append((slice(place, place + 1), adapter))
-        return self._model.logits(rows_SH, rows)
-
-    def _score_prompts(self, prompts: list[tuple[_Active, Tensor]]) -> None:
-        """log p of each prompt token given those before it, unscaled; the first has none."""
-        asked = [
-            (owner, rows_NH, _first_scored(owner.request))
-            for owner, rows_NH in prompts
-            if _wants_scores(owner.request)
-        ]
-        if not asked:
-            return
-        hidden_RH = torch.cat([rows_NH[first - 1 : -1] for _, rows_NH, first in asked])
-        adapters = [
-            owner.request.adapter for owner, rows_NH, first in asked for _ in rows_NH[first:]
-        ]
-        tokens = [token for owner, _, first in asked for token in owner.request.prompt[first:]]
-        targets_R1 = torch.tensor(tokens, dtype=torch.int64, device=hidden_RH.device)[:, None]
-        k = max(owner.request.topk_prompt_logprobs for owner, _, _ in asked)
-        cells = _cells(asked)
-        scores, ids, tops = [np.empty(0, "f4")], [np.empty((0, k), "i4")], [np.empty((0, k), "f4")]
-        for start in range(0, len(tokens), HEAD_ROWS):
-            some = slice(start, start + HEAD_ROWS)
-            logits_RV = self._logits(hidden_RH[some], adapters[some])
-            total_R1 = logits_RV.logsumexp(-1, keepdim=True)
-            scores.append((logits_RV.gather(1, targets_R1[some]) - total_R1)[:, 0].cpu().numpy())
-            cells.read(start, logits_RV, total_R1)
-            best = logits_RV.topk(k)
-            ids.append(best.indices.cpu().numpy())
-            tops.append((best.values - total_R1).cpu().numpy())
-        found = [np.concatenate(parts) for parts in (scores, ids, tops)]
-        start = 0
-        for owner, rows_NH, first in asked:
-            end = start + rows_NH.shape[0] - first
-            _keep_scores(owner, first, *(array[start:end] for array in found))
-            start = end
-        cells.give(asked)
 
     def _validate(self, request: SampleRequest) -> int:
         """How many tokens a sample may have."""
@@ -333,85 +252,11 @@ class Sampler:
         return min(request.max_tokens or room, room)
 
 
-def _wants_scores(request: SampleRequest) -> bool:
-    return bool(
-        request.prompt_logprobs or request.topk_prompt_logprobs or request.targets is not None
-    )
-
-
-def _first_scored(request: SampleRequest) -> int:
-    """The first prompt position whose logits are needed: never 0, which nothing precedes."""
-    last_n = request.prompt_logprobs_last_n
-    if last_n is None or request.targets is not None:
-        return 1
-    return max(1, len(request.prompt) - last_n)
-
-
-@dataclass
-class _Cells:
-    """The target cells of every prompt of a pass, by row of their scored rows back to back."""
-
-    rows: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.int64]
-    values: npt.NDArray[np.float32]
-
-    def read(self, start: int, logits_RV: Tensor, total_R1: Tensor) -> None:
-        first, last = np.searchsorted(self.rows, (start, start + logits_RV.shape[0]))
-        rows = torch.from_numpy(self.rows[first:last] - start).to(logits_RV.device)
-        tokens = torch.from_numpy(self.tokens[first:last]).to(logits_RV.device)
-        scores = logits_RV[rows, tokens.clamp(min=0)] - total_R1[rows, 0]
-        self.values[first:last] = scores.masked_fill(tokens < 0, 0.0).cpu().numpy()
-
-    def give(self, asked: list[tuple[_Active, Tensor, int]]) -> None:
-        start = 0
-        for owner, _, _ in asked:
-            if (targets := owner.request.targets) is not None:
-                end = start + targets.tokens.size
-                owner.target_logprobs = self.values[start:end]
-                start = end
-
-
-def _cells(asked: list[tuple[_Active, Tensor, int]]) -> _Cells:
-    rows, tokens, start = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-    for owner, rows_NH, first in asked:
-        if (targets := owner.request.targets) is not None:
-            rows.append(targets.rows + start)
-            tokens.append(targets.tokens)
-        start += rows_NH.shape[0] - first
-    joined = np.concatenate(rows)
-    return _Cells(joined, np.concatenate(tokens), np.zeros(joined.size, np.float32))
-
-
-def _keep_scores(
-    owner: _Active,
-    first: int,
-    scores: npt.NDArray[np.float32],
-    ids: npt.NDArray[np.int32],
-    tops: npt.NDArray[np.float32],
-) -> None:
-    request = owner.request
-    if request.prompt_logprobs_last_n is not None:  # more may have been read for the targets
-        skipped = len(scores) - min(len(scores), request.prompt_logprobs_last_n)
-        first, scores, ids, tops = first + skipped, scores[skipped:], ids[skipped:], tops[skipped:]
-    if request.prompt_logprobs:
-        unscored = np.full(first, np.nan, np.float32)
-        owner.prompt_logprobs = np.concatenate([unscored, scores])
-    if k := request.topk_prompt_logprobs:
-        empty = np.zeros((first, k), np.float32)
-        empty[:, :1] = _NO_TOPK
-        owner.topk_prompt = TopK(
-            np.concatenate([np.zeros((first, k), np.int32), ids[:, :k].astype(np.int32)]),
-            np.concatenate([empty, tops[:, :k]]),
-        )
-
-
 def _finished(owner: _Active) -> Finished:
     return Finished(
         owner.request.request_id,
         [sequence for sequence in owner.done if sequence is not None],
-        owner.prompt_logprobs,
-        owner.topk_prompt,
-        owner.target_logprobs,
+        owner.scores,
     )
 
 

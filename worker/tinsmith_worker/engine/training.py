@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from tinsmith_worker.engine import losses
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.packed import HEAD_ROWS, MIN_ROWS, Pass, Segment
+from tinsmith_worker.engine.packed import HEAD_ROWS, Pass, Segment, enough_rows
 from tinsmith_worker.engine.values import Datum, InvalidInput
 
 
@@ -181,10 +181,7 @@ def _shared_pass(model: BaseModel, active: list[_Progress], forward_only: bool) 
 def _pass(model: BaseModel, active: list[_Progress]) -> None:
     data = [(one, datum) for one in active for datum in one.batches[0]]
     segments = [Segment(datum.tokens.tolist(), one.work.run.adapter) for one, datum in data]
-    spare = MIN_ROWS - sum(len(segment.tokens) for segment in segments)
-    if spare > 0:
-        segments.append(Segment([0] * spare))
-    current = Pass(segments)
+    current = Pass(enough_rows(segments))
     hidden_NH = model.hidden(current)
     found: dict[int, list[Tensor]] = {}
     sums: dict[int, Tensor] = {}

@@ -1,9 +1,13 @@
 """What goes into the engine, and the one way to refuse it."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from tinsmith_worker.engine.adapter import FrozenAdapter
 
 
 class InvalidInput(ValueError):
@@ -27,3 +31,22 @@ class TargetCells:
 
     rows: npt.NDArray[np.int64]
     tokens: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    request_id: str
+    adapter: "FrozenAdapter | None"
+    prompt: list[int]
+    num_samples: int
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    stop: list[str | int] | None
+    prompt_logprobs: bool = False
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    prompt_logprobs_last_n: int | None = None
+    targets: TargetCells | None = None
