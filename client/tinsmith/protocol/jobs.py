@@ -108,11 +108,15 @@ class OptimStepJob(Body, kw_only=True, frozen=True):
 
 
 class SaveJob(Body, kw_only=True, frozen=True):
-    """Write the run's weights below `prefix`, then answer `answer` as it stands."""
+    """Write the run's weights below `prefix`, then answer `answer` as it stands.
+
+    With `behind` the answer comes first: the run's log holds the save until the store has it.
+    """
 
     prefix: str
     optimizer: bool
     answer: dict[str, str]
+    behind: bool = False
 
 
 class SaveResult(Body, kw_only=True, frozen=True):

@@ -132,7 +132,7 @@ async def _unnamed(
             )
             sql.add(sampler)
     payload = {"type": "save_weights_for_sampler", "sampling_session_id": sampler.id}
-    return _job(row, payload, optimizer=False)
+    return _job(row, payload, optimizer=False, behind=True)
 
 
 def _row(
@@ -170,8 +170,11 @@ async def _sampler_of(sql: AsyncSession, request_id: str) -> SamplingSession | N
     return await sql.scalar(select(SamplingSession).where(SamplingSession.request_id == request_id))
 
 
-def _job(row: Checkpoint, payload: dict[str, str], optimizer: bool) -> bytes:
-    return encode(SaveJob(prefix=repository.prefix(row), optimizer=optimizer, answer=payload))
+def _job(
+    row: Checkpoint, payload: dict[str, str], *, optimizer: bool, behind: bool = False
+) -> bytes:
+    prefix = repository.prefix(row)
+    return encode(SaveJob(prefix=prefix, optimizer=optimizer, answer=payload, behind=behind))
 
 
 @router.post("/weights_info")
