@@ -3,6 +3,15 @@
 The machine may be shared, so absolute times drift: the variants take turns within a round, a
 different one begins each round, and what counts is the median of the rounds' own ratios, in CPU
 seconds on one thread. The harness has never heard of engines, models or tokens.
+
+    one_thread()
+    batch, rival = ragged_sft(), Rival(folder, torch.bfloat16)
+    comparison = interleave([
+        Variant("ours", lambda: our_forward_backward(batch)),
+        Variant("peft padded", lambda: rival.forward_backward(batch), set_up=rival.zero_grad),
+    ])
+    print_timings("ragged", comparison, tokens=batch.num_tokens)
+    record([comparison.row("ragged bf16 / peft padded", ours="ours", other="peft padded", floor=3.0)])
 """
 
 import gc

@@ -8,6 +8,7 @@ the weight packed beforehand, which on some processors is much faster.
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -140,12 +141,21 @@ def _cpu_flags() -> list[str]:
 
 
 def _commit() -> str:
-    """The commit that ran, marked where the tree differed from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """The commit that ran, marked where the code differed from it; results are not code."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--", ":/", ":!results")
+    return (commit or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    """What git prints, or nothing where there is no git or no repository."""
+    if shutil.which("git") is None:
+        return ""
+    here = Path(__file__).parent
     answer = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", *arguments], cwd=here, capture_output=True, text=True, check=False
     )
-    return answer.stdout.strip() or "unknown"
+    return answer.stdout.strip()
 
 
 def main() -> None:
