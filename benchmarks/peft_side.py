@@ -146,7 +146,7 @@ class Rival:
     def sample_many(self, request: SampleRequest) -> list[Completion]:
         """`num_return_sequences` completions, which `generate` prefills as so many prompts."""
         self.model.set_adapter(_name(request.adapter), inference_mode=True)
-        return self._generate([request], num_return_sequences=request.num_samples)
+        return self._generate([request], copies=request.num_samples)
 
     def _in_batches(
         self,
@@ -166,7 +166,9 @@ class Rival:
         return done
 
     @torch.no_grad()
-    def _generate(self, requests: Sequence[SampleRequest], **options: object) -> list[Completion]:
+    def _generate(
+        self, requests: Sequence[SampleRequest], *, copies: int = 1, **options: object
+    ) -> list[Completion]:
         """Temperature 1 over the whole vocabulary; a row that is done waits for the longest."""
         self.model.eval()
         torch.manual_seed(requests[0].seed)
@@ -180,6 +182,7 @@ class Rival:
             max_new_tokens=max(request.new_tokens for request in requests),
             pad_token_id=self.pad,
             eos_token_id=None,
+            num_return_sequences=copies,
             output_logits=True,
             return_dict_in_generate=True,
         )
@@ -188,7 +191,6 @@ class Rival:
         )
         tokens_BT = answer.sequences[:, prompts_BT.shape[1] :]
         logprobs_BT = _logprobs(answer.logits, tokens_BT)
-        copies = len(tokens_BT) // len(requests)
         lengths = [request.new_tokens for request in requests for _ in range(copies)]
         return [
             Completion(tokens_BT[row, :length].tolist(), logprobs_BT[row, :length].tolist())
