@@ -5,14 +5,12 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import Response
-from redis.exceptions import RedisError
-from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from tinsmith.protocol.errors import TinsmithError
 
 from tinsmith_server import client_config, not_offered
 from tinsmith_server.checkpoints import routes as checkpoints
+from tinsmith_server.direct import EXPECTED, Direct, Endpoint
 from tinsmith_server.futures import routes as futures
 from tinsmith_server.migrate import migrate
 from tinsmith_server.models import routes as models
@@ -24,6 +22,16 @@ from tinsmith_server.settings import Settings
 from tinsmith_server.wire import answer, render_error
 
 _ROOMS = (client_config, sessions, models, runs, sampling, checkpoints, futures, not_offered)
+_PREFIX = "/api/v1"
+DIRECT: dict[str, Endpoint] = {
+    f"{_PREFIX}/retrieve_future": futures.retrieve_future,
+    f"{_PREFIX}/retrieve_futures": futures.retrieve_futures,
+    f"{_PREFIX}/asample": sampling.asample,
+    f"{_PREFIX}/forward": runs.forward_backward,
+    f"{_PREFIX}/forward_backward": runs.forward_backward,
+    f"{_PREFIX}/optim_step": runs.optim_step,
+    f"{_PREFIX}/session_heartbeat": sessions.session_heartbeat,
+}
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -34,19 +42,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         migrate(settings)
         app.state.service = Service.create(settings)
         await app.state.service.start()
-        yield
-        await app.state.service.close()
+        try:
+            yield
+        finally:
+            await app.state.service.close()
 
     app = FastAPI(title="Tinsmith", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_exception_handler(Exception, render_error)
     app.add_exception_handler(HTTPException, _render_http)  # type: ignore[arg-type]
-    for expected in (TinsmithError, OperationalError, RedisError):
+    for expected in EXPECTED:
         app.add_exception_handler(expected, render_error)
-    api = APIRouter(prefix="/api/v1")
+    api = APIRouter(prefix=_PREFIX)
     for room in _ROOMS:
         api.include_router(room.router)
     app.include_router(api)
     app.include_router(client_config.health)
+    app.add_middleware(Direct, endpoints=DIRECT)
     return app
 
 

@@ -11,6 +11,7 @@ from tinsmith_server.auth import KeyRing
 from tinsmith_server.bus import Bus
 from tinsmith_server.checkpoints.service import Checkpoints
 from tinsmith_server.db import Database
+from tinsmith_server.owners import Owners
 from tinsmith_server.settings import Settings
 from tinsmith_server.storage import Storage
 
@@ -24,11 +25,13 @@ class Service:
     bus: Bus
     storage: Storage
     keys: KeyRing = field(init=False)
+    owners: Owners = field(init=False)
     checkpoints: Checkpoints = field(init=False)
     _settler: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         self.keys = KeyRing(self.db, self.bus, self.settings.key_pepper)
+        self.owners = Owners(self.db, self.bus)
         self.checkpoints = Checkpoints(self.db, self.bus, self.storage)
 
     @classmethod
@@ -43,18 +46,21 @@ class Service:
     async def start(self) -> None:
         await self.bus.start()
         self.keys.start()
+        self.owners.start()
         self._settler = asyncio.create_task(self.checkpoints.settle_all(), name="settler")
 
     async def close(self) -> None:
         if self._settler:
             self._settler.cancel()
             await asyncio.gather(self._settler, return_exceptions=True)
+        await self.owners.close()
         await self.keys.close()
         await self.bus.close()
         await self.db.close()
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
+    """Not a plain function: the framework would call it in a thread, once a request."""
     service: Service = request.app.state.service
     return service
 
