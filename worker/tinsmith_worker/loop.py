@@ -113,12 +113,16 @@ class Worker:
     # Take
 
     def _intake(self) -> None:
+        self._take_samples()  # before waiting: their bell may have rung for others only
         if self._computing:
             self._news |= self._queue.news()
         else:
             self._news |= self._queue.wait(self._models, _HOUSEKEEPING_SECONDS)
         self._housekeep()
         self._take()
+        self._take_samples()
+
+    def _take_samples(self) -> None:
         for desk in self._desks.values():
             desk.take()
 
