@@ -85,7 +85,9 @@ def _desk(settings: Settings, queue: Queue, store: Store, model: BaseModel) -> S
         max_blocks=max_blocks(model, settings.kv_cache_gib, shares=len(settings.models)),
     )
     weights = SamplerWeights(store, model, settings.max_resident_runs, on_leave=sampler.forget)
-    return SamplingDesk(queue, model, sampler, weights, max_jobs=_JOBS_PER_SLOT * settings.max_sampling_slots)
+    return SamplingDesk(
+        queue, model, sampler, weights, max_jobs=_JOBS_PER_SLOT * settings.max_sampling_slots
+    )
 
 
 def _card(settings: Settings, store: Store, model: BaseModel) -> ModelCard:

@@ -114,9 +114,7 @@ class Queue:
         """Wake this worker's loop; may be called from any thread."""
         self.redis.rpush(keys.inbox(self.worker), run_id)
 
-    def done(
-        self, job: Job, epoch: int, result: Result, *, logged: bool | None = None
-    ) -> None:
+    def done(self, job: Job, epoch: int, result: Result, *, logged: bool | None = None) -> None:
         """Hand over a result; raises Fenced when the run has moved.
 
         `logged`: a replay of the run must repeat the op. None: as its kind says.

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tinsmith_worker.engine.kernels import kernels_for
 from tinsmith_worker.engine.kv_pool import BLOCK
 from tinsmith_worker.engine.packed import Pass, Segment
 
@@ -260,7 +261,6 @@ class _Attention(torch.autograd.Function):
         groups = key_NGD.shape[1]
         # Row sums of dP * P, by way of the output (Dao 2023, FlashAttention-2, eq. 4).
         sums_NH1 = (grad_NHD * out_NHD).sum(-1, keepdim=True, dtype=torch.float32)
-        sums_NH1 = sums_NH1.to(grad_NHD.dtype)
         queries, keys, values = [], [], []
         remaining = iter(kept)
         for bucket in plan.buckets:
@@ -288,9 +288,7 @@ class _Attention(torch.autograd.Function):
         )
 
 
-def _by_group(
-    rows_NHD: Tensor, bucket: Bucket, groups: int, zero_padding: bool = False
-) -> Tensor:
+def _by_group(rows_NHD: Tensor, bucket: Bucket, groups: int, zero_padding: bool = False) -> Tensor:
     """The bucket's rows as [B, G, T, R, D]."""
     count, length = bucket.query_rows.shape
     heads, size = rows_NHD.shape[1:]
@@ -311,17 +309,47 @@ def _forward(
     outputs, kept = [], []
     for queries, end, free in bucket.steps(window):
         some = query[:, :, queries].reshape(count * groups, -1, size)
-        scores = torch.bmm(some, keys[:, :end].transpose(1, 2)).mul_(scale)
-        if free < end:
-            bias = bucket.bias(queries, slice(free, end), window, scores.dtype)
-            scores.view(count, groups, -1, repeats, end)[..., free:] += bias
-        probabilities = scores.softmax(-1)
+        scores = torch.bmm(some, keys[:, :end].transpose(1, 2))
+        probabilities = _softmax(
+            bucket, scores.view(count, groups, -1, repeats, end), queries, free, scale, window
+        )
+        probabilities = probabilities.view(scores.shape)
         out = torch.bmm(probabilities[..., :BLOCK], values[:, :BLOCK])
         for at in range(BLOCK, end, BLOCK):
             out += torch.bmm(probabilities[..., at : at + BLOCK], values[:, at : at + BLOCK])
         outputs.append(out.view(count, groups, -1, repeats, size))
         kept.append(probabilities)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2), kept
+
+
+def _softmax(
+    bucket: Bucket,
+    scores: Tensor,
+    queries: slice,
+    free: int,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Probabilities [B, G, T, R, S] over the keys that each query may see, from scores of that shape."""
+    positions = bucket.query_positions[:, queries]
+    if kernels := kernels_for(scores):
+        how = (positions.stride(0), *scores.shape, scale, window or 0)
+        kernels.call("softmax_forward", scores.dtype, scores, positions, *how)
+        return scores
+    scores = scores.mul_(scale)
+    if free < scores.shape[-1]:
+        bias = bucket.bias(queries, slice(free, scores.shape[-1]), window, scores.dtype)
+        scores[..., free:] += bias
+    return scores.softmax(-1)
+
+
+def _softmax_backward(grad: Tensor, p: Tensor, totals: Tensor, scale: float) -> Tensor:
+    """d loss / d scores, in the memory of d loss / d p; totals are its row sums weighted by p."""
+    if kernels := kernels_for(grad):
+        rows = (grad.shape[0] * grad.shape[1], grad.shape[2], scale)
+        kernels.call("softmax_backward", grad.dtype, grad, p, totals.contiguous(), *rows)
+        return grad
+    return grad.sub_(totals).mul_(p).mul_(scale)
 
 
 def _backward(
@@ -342,10 +370,12 @@ def _backward(
     grad_queries = []
     for (queries, end, _), p in zip(steps, probabilities, strict=True):
         some, out, total = (
-            one[:, :, queries].reshape(count * groups, p.shape[1], -1) for one in (query, grad, sums)
+            one[:, :, queries].reshape(count * groups, p.shape[1], -1)
+            for one in (query, grad, sums)
         )
         grad_values[:, :end] += torch.bmm(p.transpose(1, 2), out)
-        ds = torch.bmm(out, values[:, :end].transpose(1, 2)).sub_(total).mul_(p).mul_(scale)
+        dp = torch.bmm(out, values[:, :end].transpose(1, 2))
+        ds = _softmax_backward(dp, p, total, scale)
         grad_queries.append(torch.bmm(ds, keys[:, :end]).view(count, groups, -1, repeats, size))
         grad_keys[:, :end] += torch.bmm(ds.transpose(1, 2), some)
     return torch.cat(grad_queries, 2), grad_keys.view_as(key), grad_values.view_as(value)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinsmith_worker.engine.numerics import Numerics
-from tinsmith_worker.engine.ops import LinearGroup, Paths, lora_linear
+from tinsmith_worker.engine.linear import LinearGroup, Paths, lora_linear
 from tinsmith_worker.engine.packed import AdapterRows, Pass, Segment
 
 _log = structlog.get_logger()
@@ -88,6 +88,11 @@ class BaseModel(ABC):
         padded = torch.nn.functional.pad(hidden_RH, (0, 0, 0, spare)) if spare else hidden_RH
         return lora_linear(padded, self.head, adapter_rows, least)[:count]
 
+    @property
+    def plain_head(self) -> bool:
+        """Whether what `unembed` answers are the logits."""
+        return self._softcap is None and self._logit_factor == 1.0
+
     def finish(self, raw_RV: Tensor) -> Tensor:
         """fp32 logits from what `unembed` answers; may be the same memory."""
         logits_RV = raw_RV.float()
@@ -99,7 +104,7 @@ class BaseModel(ABC):
 
     def slope(self, logits_RV: Tensor) -> Tensor | None:
         """d logits / d raw at these logits; None where it is 1."""
-        if self._softcap is None and self._logit_factor == 1.0:
+        if self.plain_head:
             return None
         if self._softcap is None:
             return logits_RV.new_tensor(self._logit_factor)

@@ -7,7 +7,6 @@ transformers' modules, whose names are the same in all these families.
 Legend: N rows of the pass, H query heads, G key/value heads, D head size.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from tinsmith_worker.engine.attention import attention
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.numerics import Numerics
-from tinsmith_worker.engine.ops import LinearGroup, gated, lora_linear, rms_norm, rotate
+from tinsmith_worker.engine.elementwise import Angles, RMSNorm, gated, rotate, split_rotated
+from tinsmith_worker.engine.linear import LinearGroup, lora_linear
 from tinsmith_worker.engine.packed import Pass
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
-Norm = Callable[[Tensor], Tensor]
 
 
 class FusedModel(BaseModel):
@@ -56,34 +55,34 @@ class FusedModel(BaseModel):
     def _hidden(self, current: Pass) -> Tensor:
         x_NH: Tensor = self._embed(torch.tensor(current.tokens, device=self.device))
         tables = self._tables(x_NH, current)
+        delta_NH: Tensor | None = None
         for layer in self._layers:
-            table = tables[layer.kind]
+            arguments = (x_NH, delta_NH, tables[layer.kind], current)
             if current.checkpoint and torch.is_grad_enabled():
-                x_NH = checkpoint(layer, x_NH, table, current, use_reentrant=False)
+                x_NH, delta_NH = checkpoint(layer, *arguments, use_reentrant=False)
             else:
-                x_NH = layer(x_NH, table, current)
-        return self._norm(x_NH)
+                x_NH, delta_NH = layer(*arguments)
+        return self._norm(x_NH) if delta_NH is None else self._norm.after(x_NH, delta_NH)[1]
 
-    def _tables(self, x_NH: Tensor, current: Pass) -> dict[str, tuple[Tensor, Tensor]]:
-        """Cosines and signed sines [N, D] for each kind of layer."""
+    def _tables(self, x_NH: Tensor, current: Pass) -> dict[str, Angles]:
+        """For each kind of layer."""
         positions = torch.tensor([current.positions], device=self.device)
         made = {}
         for kind in self._kinds:
             more = (kind,) if self.family == "gemma3_text" else ()
-            cos, sin = (one[0] for one in self._rotary(x_NH, positions, *more))
-            half = sin.shape[-1] // 2
-            made[kind] = (cos, torch.cat([-sin[:, :half], sin[:, half:]], -1))
+            cosines, sines = (one[0] for one in self._rotary(x_NH, positions, *more))
+            made[kind] = Angles(cosines.contiguous(), sines.contiguous())
         return made
 
 
 @dataclass
 class _Norms:
-    before_attention: Norm
-    after_attention: Norm
-    before_mlp: Norm
-    after_mlp: Norm
-    query: Norm
-    key: Norm
+    before_attention: RMSNorm
+    before_mlp: RMSNorm
+    after_attention: RMSNorm | None
+    after_mlp: RMSNorm | None
+    query: RMSNorm | None
+    key: RMSNorm | None
 
 
 class _Layer:
@@ -91,7 +90,9 @@ class _Layer:
         attn, mlp = layer.self_attn, layer.mlp
         path = f"model.layers.{index}"
         self.index = index
-        self.kind = (getattr(config, "layer_types", None) or ["full_attention"] * (index + 1))[index]
+        self.kind = (getattr(config, "layer_types", None) or ["full_attention"] * (index + 1))[
+            index
+        ]
         windowed = self.kind == "sliding_attention" or config.model_type == "mistral"
         self.window: int | None = getattr(config, "sliding_window", None) if windowed else None
         self.size: int = attn.head_dim
@@ -105,26 +106,35 @@ class _Layer:
         self.down = _group(f"{path}.mlp", mlp, "down_proj")
         self.norms = _norms(layer, config)
 
-    def __call__(self, x_NH: Tensor, table: tuple[Tensor, Tensor], current: Pass) -> Tensor:
+    def __call__(
+        self, x_NH: Tensor, delta_NH: Tensor | None, angles: Angles, current: Pass
+    ) -> tuple[Tensor, Tensor]:
+        """`delta` is what the layer before adds to x: adding it and taking the norm are one sweep."""
         rows, least, norms = current.adapter_rows, current.min_rows, self.norms
-        qkv = lora_linear(norms.before_attention(x_NH), self.qkv, rows, least)
+        if delta_NH is None:
+            normed_NH = norms.before_attention(x_NH)
+        else:
+            x_NH, normed_NH = norms.before_attention.after(x_NH, delta_NH)
+        qkv = lora_linear(normed_NH, self.qkv, rows, least)
+        attended = attention(
+            *self._heads(qkv, angles), current, self.index, scale=self.scale, window=self.window
+        )
+        out = lora_linear(attended.flatten(1), self.out, rows, least)
+        out = out if norms.after_attention is None else norms.after_attention(out)
+        x_NH, normed_NH = norms.before_mlp.after(x_NH, out)
+        inner = lora_linear(normed_NH, self.gate_up, rows, least)
+        out = lora_linear(gated(inner, self.activation), self.down, rows, least)
+        return x_NH, out if norms.after_mlp is None else norms.after_mlp(out)
+
+    def _heads(self, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        heads, groups = (size // self.size for size in self.qkv.sizes[:2])
+        if self.norms.query is None or self.norms.key is None:
+            return split_rotated(qkv, angles, heads, groups)
         query, key, value = (
             one.unflatten(-1, (-1, self.size)) for one in qkv.split(self.qkv.sizes, -1)
         )
-        attended = attention(
-            rotate(norms.query(query), *table),
-            rotate(norms.key(key), *table),
-            value,
-            current,
-            self.index,
-            scale=self.scale,
-            window=self.window,
-        )
-        out = lora_linear(attended.flatten(1), self.out, rows, least)
-        x_NH = x_NH + norms.after_attention(out)
-        inner = lora_linear(norms.before_mlp(x_NH), self.gate_up, rows, least)
-        out = lora_linear(gated(inner, self.activation), self.down, rows, least)
-        return x_NH + norms.after_mlp(out)
+        query, key = self.norms.query(query), self.norms.key(key)
+        return rotate(query, angles), rotate(key, angles), value
 
 
 def _group(path: str, module: Any, *names: str) -> LinearGroup:
@@ -139,22 +149,18 @@ def _group(path: str, module: Any, *names: str) -> LinearGroup:
 def _norms(layer: Any, config: Any) -> _Norms:
     attn = layer.self_attn
     query, key = (
-        _norm(getattr(attn, name), config) if hasattr(attn, name) else _same
+        _norm(getattr(attn, name), config) if hasattr(attn, name) else None
         for name in ("q_norm", "k_norm")
     )
     first = _norm(layer.input_layernorm, config)
     second = _norm(layer.post_attention_layernorm, config)
     if config.model_type != "gemma3_text":
-        return _Norms(first, _same, second, _same, query, key)
+        return _Norms(first, second, None, None, query, key)
     before, after = layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm
-    return _Norms(first, second, _norm(before, config), _norm(after, config), query, key)
+    return _Norms(first, _norm(before, config), second, _norm(after, config), query, key)
 
 
-def _norm(module: Any, config: Any) -> Norm:
+def _norm(module: Any, config: Any) -> RMSNorm:
     gemma = config.model_type == "gemma3_text"
-    weight = 1 + module.weight.float() if gemma else module.weight
-    return lambda x: rms_norm(x, weight, config.rms_norm_eps)
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
+    weight = module.weight.float()
+    return RMSNorm(1 + weight if gemma else weight, config.rms_norm_eps, whole=gemma)

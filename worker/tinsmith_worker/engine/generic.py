@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from tinsmith_worker.engine.attention import attention
 from tinsmith_worker.engine.base_model import BaseModel, ModelRefused, Unsupported
 from tinsmith_worker.engine.numerics import Numerics
-from tinsmith_worker.engine.ops import LinearGroup, lora_linear
+from tinsmith_worker.engine.linear import LinearGroup, lora_linear
 from tinsmith_worker.engine.packed import Pass, current_pass, running
 
 _ATTENTION = "tinsmith_packed"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tinsmith_worker.engine.adapter import Adapter, Gradient
 from tinsmith_worker.engine.base_model import BaseModel
+from tinsmith_worker.engine.elementwise import cross_entropy_backward, logsumexp
 from tinsmith_worker.engine.packed import AdapterRows, merge_rows
 
 HEAD_ROWS = 128
@@ -82,8 +83,9 @@ def score(
     with torch.no_grad():
         for chunk in _chunks(idle):
             rows = _rows_of(chunk, hidden_NH.device)
-            logits_RV = model.logits(hidden_NH[rows], _owners(chunk))
-            _read(logits_RV, logits_RV.logsumexp(-1), chunk)
+            raw_RV = model.unembed(hidden_NH[rows], _owners(chunk))
+            logits_RV = raw_RV if model.plain_head else model.finish(raw_RV)
+            _read(logits_RV, logsumexp(logits_RV), chunk)
     return found, back_NH
 
 
@@ -138,7 +140,7 @@ def _read(
     rows_P, tokens_P = (
         torch.from_numpy(np.concatenate(column)).to(logits_RV.device) for column in (places, tokens)
     )
-    logprobs_P = logits_RV[rows_P, tokens_P] - total_R[rows_P]
+    logprobs_P = logits_RV[rows_P, tokens_P].float() - total_R[rows_P]
     each = list(torch.split(logprobs_P, [piece.pairs.size for piece in chunk]))
     for piece, logprobs in zip(chunk, each, strict=True):
         piece.found[torch.from_numpy(piece.pairs).to(logits_RV.device)] = logprobs
@@ -153,8 +155,8 @@ def _learn(
     with torch.enable_grad():
         raw_RV = model.unembed(leaf_RH, _owners(chunk))
     with torch.no_grad():
-        logits_RV = model.finish(raw_RV.detach())
-        total_R = logits_RV.logsumexp(-1)
+        logits_RV = raw_RV.detach() if model.plain_head else model.finish(raw_RV.detach())
+        total_R = logsumexp(logits_RV)
         rows_P, tokens_P, each = _read(logits_RV, total_R, chunk)
         weights_P = torch.cat(
             [
@@ -164,12 +166,9 @@ def _learn(
             ]
         )
         slope_RV = model.slope(logits_RV)
-        # d log p(t) / d logits = onehot(t) - softmax, summed over a row's pairs by their weights.
-        sums_R = torch.zeros_like(total_R).index_add_(0, rows_P, weights_P)
-        back_RV = logits_RV.sub_(total_R[:, None]).exp_().mul_(-sums_R[:, None])
-        back_RV.index_put_((rows_P, tokens_P), weights_P, accumulate=True)
+        back_RV = cross_entropy_backward(logits_RV, total_R, rows_P, tokens_P, weights_P)
         if slope_RV is not None:
-            back_RV *= slope_RV
+            back_RV = back_RV * slope_RV
     if raw_RV.requires_grad:
         raw_RV.backward(back_RV.to(raw_RV.dtype))  # type: ignore[no-untyped-call]
     return 0.0 if leaf_RH.grad is None else leaf_RH.grad

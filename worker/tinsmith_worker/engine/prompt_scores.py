@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tinsmith_worker.engine.base_model import BaseModel
+from tinsmith_worker.engine.elementwise import logsumexp
 from tinsmith_worker.engine.head import HEAD_ROWS
 from tinsmith_worker.engine.packed import merge_rows
 from tinsmith_worker.engine.values import SampleRequest
@@ -121,9 +122,7 @@ def _first_cell_only(tops: FloatArray) -> FloatArray:
     return tops
 
 
-def score_prompts(
-    model: BaseModel, read: Sequence[tuple[PromptReader, int, Tensor]]
-) -> None:
+def score_prompts(model: BaseModel, read: Sequence[tuple[PromptReader, int, Tensor]]) -> None:
     """Score what a pass has read of some prompts: each with its first row and hidden states."""
     pieces = [
         (reader, range(at, min(at + HEAD_ROWS, rows.stop)), hidden_NH[at - start :])
@@ -143,10 +142,12 @@ def score_prompts(
 
 def _score(model: BaseModel, chunk: Sequence[tuple[PromptReader, range, Tensor]]) -> None:
     sizes = [len(rows) for _, rows, _ in chunk]
-    hidden_RH = torch.cat([hidden[:size] for (_, _, hidden), size in zip(chunk, sizes, strict=True)])
+    hidden_RH = torch.cat(
+        [hidden[:size] for (_, _, hidden), size in zip(chunk, sizes, strict=True)]
+    )
     owners = [(reader.request.adapter, None) for reader, _, _ in chunk]
     logits_RV = model.logits(hidden_RH, merge_rows(owners, sizes))
-    total_R1 = logits_RV.logsumexp(-1, keepdim=True)
+    total_R1 = logsumexp(logits_RV)[:, None]
     k = max(reader.request.topk_prompt_logprobs for reader, _, _ in chunk)
     best = logits_RV.topk(k)
     columns = (logits_RV, total_R1, best.indices, best.values - total_R1)

@@ -150,7 +150,9 @@ class Sampler:
             return self._give_up({one.owner.request.request_id for one, _ in parts})
         rows = [hidden_NH[some] for some in current.rows]
         self._score(parts, rows)
-        ready = [(one, each[-1]) for (one, _), each in zip(parts, rows, strict=True) if not one.unread]
+        ready = [
+            (one, each[-1]) for (one, _), each in zip(parts, rows, strict=True) if not one.unread
+        ]
         return self._draw(ready) if ready else []
 
     # Who is in the pass

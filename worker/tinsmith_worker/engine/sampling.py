@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinsmith_worker.engine.elementwise import logsumexp
+
 _MASK = (1 << 64) - 1
 _SPAN = 256
 _WINDOW = 1024
@@ -54,7 +56,7 @@ def draw(logits_SV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[floa
     scaled_SV = logits_SV
     if any(one != 1.0 for one in temperatures):
         scaled_SV = logits_SV / logits_SV.new_tensor(temperatures)[:, None]
-    logprobs_SV = scaled_SV - scaled_SV.logsumexp(-1, keepdim=True)
+    logprobs_SV = scaled_SV - logsumexp(scaled_SV)[:, None]
     tokens = torch.zeros(len(draws), dtype=torch.int64, device=logits_SV.device)
     plain = [place for place, one in enumerate(draws) if one.plain]
     if plain:

@@ -1,4 +1,4 @@
-"""The differentiable steps of a layer, each one node with a backward pass of its own.
+"""Frozen linear maps with adapters on them.
 
 What is frozen gets no gradient; what an adapter learns is added where its rows say, by the backward
 pass itself, so that runs which share a pass never share a sum.
@@ -144,82 +144,3 @@ def _through_b(
         grad_Nr[:, place] = grad @ b
         grad_b.append(None if one.gradient is None else grad.T @ h_Nr[:, place])
     return grad_Nr.mul_(one.adapter.scale), grad_b
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich 2019, eq. 4)."""
-    y: Tensor = _RMSNorm.apply(x, weight, eps)
-    return y
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Context, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]
-        wide = x.float()
-        scale = (wide.square().mean(-1, keepdim=True) + eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        if weight.dtype == x.dtype:
-            return (wide * scale).to(x.dtype) * weight
-        return (wide * scale * weight).to(x.dtype)  # Gemma's, kept in fp32: 1 + w
-
-    @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, scale = ctx.saved_tensors
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
-        normed = x.float() * scale
-        weighted = (grad * weight).float()
-        along = (weighted * normed).mean(-1, keepdim=True)
-        return weighted.sub_(normed.mul_(along)).mul_(scale).to(x.dtype), None, None
-
-
-def gated(gate_up_NO: Tensor, activation: str) -> Tensor:
-    """act(gate) * up, the halves of `gate_up` [N, 2 I] (Shazeer 2020, eq. 5-6), [N, I]."""
-    y: Tensor = _Gated.apply(gate_up_NO, activation)
-    return y
-
-
-class _Gated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Context, gate_up: Tensor, activation: str) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(gate_up)
-        ctx.activation = activation
-        gate, up = gate_up.chunk(2, -1)
-        return _activate(gate, activation).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, -1)
-        made = torch.empty_like(gate_up)
-        grad_gate, grad_up = made.chunk(2, -1)
-        torch.mul(grad, _activate(gate, ctx.activation), out=grad_up)
-        inner = grad * up
-        if ctx.activation == "silu":
-            torch.ops.aten.silu_backward.grad_input(inner, gate, grad_input=grad_gate)
-        else:
-            grad_gate.copy_(torch.ops.aten.gelu_backward(inner, gate, approximate="tanh"))
-        return made, None
-
-
-def _activate(gate: Tensor, activation: str) -> Tensor:
-    return F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
-
-
-def rotate(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
-    """Rotary positions, halves paired (Su et al. 2021, eq. 34); `sin` negative in its first half."""
-    y: Tensor = _Rotate.apply(x_NHD, cos_ND[:, None], sin_ND[:, None])
-    return y
-
-
-class _Rotate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Context, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(cos, sin)
-        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
-
-    @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        cos, sin = ctx.saved_tensors
-        back = (grad * cos).addcmul_(grad.roll(grad.shape[-1] // 2, -1), sin, value=-1)
-        return back, None, None
