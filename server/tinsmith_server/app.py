@@ -13,9 +13,11 @@ from tinsmith.protocol.errors import TinsmithError
 
 from tinsmith_server import client_config, not_offered
 from tinsmith_server.checkpoints import routes as checkpoints
+from tinsmith_server.checkpoints import saving
 from tinsmith_server.futures import routes as futures
 from tinsmith_server.migrate import migrate
 from tinsmith_server.models import routes as models
+from tinsmith_server.runs import listing
 from tinsmith_server.runs import routes as runs
 from tinsmith_server.sampling import routes as sampling
 from tinsmith_server.service import Service
@@ -23,7 +25,18 @@ from tinsmith_server.sessions import routes as sessions
 from tinsmith_server.settings import Settings
 from tinsmith_server.wire import answer, render_error
 
-_ROOMS = (client_config, sessions, models, runs, sampling, checkpoints, futures, not_offered)
+_ROOMS = (
+    client_config,
+    sessions,
+    models,
+    runs,
+    listing,
+    sampling,
+    saving,
+    checkpoints,
+    futures,
+    not_offered,
+)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

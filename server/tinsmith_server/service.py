@@ -25,7 +25,7 @@ class Service:
     storage: Storage
     keys: KeyRing = field(init=False)
     checkpoints: Checkpoints = field(init=False)
-    _settler: asyncio.Task[None] | None = None
+    _chores: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.keys = KeyRing(self.db, self.bus, self.settings.key_pepper)
@@ -43,12 +43,13 @@ class Service:
     async def start(self) -> None:
         await self.bus.start()
         self.keys.start()
-        self._settler = asyncio.create_task(self.checkpoints.settle_all(), name="settler")
+        chores = {"settler": self.checkpoints.settle_all(), "sweeper": self.checkpoints.sweep()}
+        self._chores = [asyncio.create_task(chore, name=name) for name, chore in chores.items()]
 
     async def close(self) -> None:
-        if self._settler:
-            self._settler.cancel()
-            await asyncio.gather(self._settler, return_exceptions=True)
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
         await self.keys.close()
         await self.bus.close()
         await self.db.close()

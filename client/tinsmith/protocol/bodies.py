@@ -265,6 +265,10 @@ class PathRef(Body, kw_only=True, frozen=True):
     tinker_path: str
 
 
+class TimeToLive(Body, kw_only=True, frozen=True):
+    ttl_seconds: int | None
+
+
 class WeightsInfo(Answer, kw_only=True, frozen=True):
     base_model: str
     is_lora: bool

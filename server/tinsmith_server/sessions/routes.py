@@ -29,6 +29,8 @@ async def create_session(request: Request, user: User, service: Served) -> Respo
         display_name=body.display_name,
         sdk_version=body.sdk_version[:40],
         user_metadata=metadata(body.user_metadata),
+        tags=body.tags,
+        key_id=user.key_id,
     )
     async with service.db.begin() as sql:
         sql.add(row)
