@@ -12,6 +12,7 @@ from starlette.requests import Request
 from tinsmith.protocol.errors import TinsmithError
 
 from tinsmith_server import client_config, not_offered
+from tinsmith_server.accounts import routes as accounts
 from tinsmith_server.checkpoints import routes as checkpoints
 from tinsmith_server.checkpoints import saving
 from tinsmith_server.futures import routes as futures
@@ -21,13 +22,16 @@ from tinsmith_server.runs import listing
 from tinsmith_server.runs import routes as runs
 from tinsmith_server.sampling import routes as sampling
 from tinsmith_server.service import Service
+from tinsmith_server.sessions import rest as sessions_rest
 from tinsmith_server.sessions import routes as sessions
 from tinsmith_server.settings import Settings
 from tinsmith_server.wire import answer, render_error
 
 _ROOMS = (
     client_config,
+    accounts,
     sessions,
+    sessions_rest,
     models,
     runs,
     listing,

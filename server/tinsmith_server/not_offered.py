@@ -19,19 +19,12 @@ router = APIRouter()
 
 _CHECKPOINT = "/training_runs/{run_id}/checkpoints/{kind}/{name}"
 NOT_OFFERED = {
-    ("POST", "/auth/token"): "exchanging a key for a token",
-    ("GET", "/auth/apikey/me"): "looking up one's own key",
-    ("DELETE", "/auth/apikey/me"): "deleting one's own key",
     ("POST", "/join_sampling_session"): "joining a sampling session",
     ("POST", "/create_custom_loss"): "custom losses on the server (the SDK computes them itself)",
     ("POST", "/copy_weights"): "copying checkpoints between projects",
     ("GET", f"{_CHECKPOINT}/external_weights_urls"): "downloading weights over signed URLs",
     ("GET", f"{_CHECKPOINT}/archive"): "downloading weights as an archive",
-    ("GET", "/sessions"): "listing sessions",
-    ("GET", "/sessions/{session_id}"): "looking up sessions",
-    ("PUT", "/sessions/{session_id}/project"): "moving sessions between projects",
     ("GET", "/sessions/{session_id}/trace_export"): "exporting traces",
-    ("POST", "/sessions/search"): "searching sessions",
     ("GET", "/audit"): "the audit log",
     ("GET", "/billing/usage/events"): "usage reports",
     ("GET", "/billing/usage/checkpoints/current"): "usage reports",

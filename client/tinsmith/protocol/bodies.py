@@ -5,7 +5,7 @@ its older versions leave them out. Responses carry what the SDK validates, nothi
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -43,7 +43,7 @@ class SessionRef(Body, kw_only=True, frozen=True):
 
 
 class FinishReason(Body, kw_only=True, frozen=True):
-    type: str = "success"
+    type: Literal["success", "errored", "interrupted"] = "success"
 
 
 class FinishSession(Body, kw_only=True, frozen=True):

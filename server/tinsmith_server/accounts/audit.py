@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.paths import TinkerPath
 
-from tinsmith_server.auth import Caller
+from tinsmith_server.accounts.caller import Caller
 from tinsmith_server.db import AuditEntry
 
 
@@ -15,6 +15,7 @@ def record(
     organization_id: str,
     key_id: str | None,
     event: str,
+    /,
     **details: Any,
 ) -> None:
     """`event` is `<resource>_<action>`, as the SDK documents it."""
