@@ -12,6 +12,7 @@ from starlette.requests import Request
 from tinsmith.protocol.errors import TinsmithError
 
 from tinsmith_server import client_config, not_offered
+from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
 from tinsmith_server.checkpoints import routes as checkpoints
 from tinsmith_server.checkpoints import saving
@@ -25,11 +26,14 @@ from tinsmith_server.service import Service
 from tinsmith_server.sessions import rest as sessions_rest
 from tinsmith_server.sessions import routes as sessions
 from tinsmith_server.settings import Settings
+from tinsmith_server.usage import routes as usage
 from tinsmith_server.wire import answer, render_error
 
 _ROOMS = (
     client_config,
     accounts,
+    audit_routes,
+    usage,
     sessions,
     sessions_rest,
     models,

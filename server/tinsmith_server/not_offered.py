@@ -25,9 +25,6 @@ NOT_OFFERED = {
     ("GET", f"{_CHECKPOINT}/external_weights_urls"): "downloading weights over signed URLs",
     ("GET", f"{_CHECKPOINT}/archive"): "downloading weights as an archive",
     ("GET", "/sessions/{session_id}/trace_export"): "exporting traces",
-    ("GET", "/audit"): "the audit log",
-    ("GET", "/billing/usage/events"): "usage reports",
-    ("GET", "/billing/usage/checkpoints/current"): "usage reports",
 }
 
 

@@ -13,6 +13,7 @@ from tinsmith_server.checkpoints.service import Checkpoints
 from tinsmith_server.db import Database
 from tinsmith_server.settings import Settings
 from tinsmith_server.storage import Storage
+from tinsmith_server.usage.collector import UsageCollector
 
 _log = structlog.get_logger()
 
@@ -25,11 +26,13 @@ class Service:
     storage: Storage
     keys: KeyRing = field(init=False)
     checkpoints: Checkpoints = field(init=False)
+    usage: UsageCollector = field(init=False)
     _chores: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.keys = KeyRing(self.db, self.bus, self.settings.key_pepper)
         self.checkpoints = Checkpoints(self.db, self.bus, self.storage)
+        self.usage = UsageCollector(self.db, self.bus)
 
     @classmethod
     def create(cls, settings: Settings) -> "Service":
@@ -43,7 +46,11 @@ class Service:
     async def start(self) -> None:
         await self.bus.start()
         self.keys.start()
-        chores = {"settler": self.checkpoints.settle_all(), "sweeper": self.checkpoints.sweep()}
+        chores = {
+            "settler": self.checkpoints.settle_all(),
+            "sweeper": self.checkpoints.sweep(),
+            "usage": self.usage.run(),
+        }
         self._chores = [asyncio.create_task(chore, name=name) for name, chore in chores.items()]
 
     async def close(self) -> None:

@@ -17,14 +17,6 @@ from tests.contract.conftest import Service
 from tests.contract.recording_proxy import recording_proxy
 
 
-def new_key(service: Service, name: str) -> str:
-    command = [sys.executable, "-m", "tinsmith_server.cli", "keys", "create", name, "--quiet"]
-    made = subprocess.run(
-        command, env=service.environment, check=True, capture_output=True, text=True
-    )
-    return made.stdout.strip()
-
-
 def exchanged(http: httpx.Client) -> str:
     return str(http.post("/auth/token", json={}).json()["jwt"])
 
@@ -80,11 +72,11 @@ def test_forged_and_expired_tokens_are_told_to_exchange_again(service: Service) 
 
 
 def test_my_key_is_looked_up_and_ended_with_its_tokens(service: Service) -> None:
-    key = new_key(service, "to-be-ended")
+    key = service.new_key("leavers")
     with service.http(key) as http:
         info = http.get("/auth/apikey/me").json()
-        assert (info["key_id"], info["name"]) == (int(key.split("-")[1], 16), "to-be-ended")
-        assert info["details"]["org_details"]["name"] == "default"
+        assert (info["key_id"], info["name"]) == (int(key.split("-")[1], 16), "test")
+        assert info["details"]["org_details"]["name"] == "leavers"
         token = exchanged(http)
         with service.http(token) as by_token:
             assert by_token.get("/training_runs").status_code == 200

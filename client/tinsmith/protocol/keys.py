@@ -15,12 +15,15 @@
 | models, model:{base} | SET, HASH | base models ever announced, what their workers say of them |
 | smp:{base} | STREAM + group | sampling jobs |
 | comp:{sampling session}:{clone} | LIST | completions in order, for retrieve_futures |
+| usage | HASH | tokens by `hour|tenant|session|kind|base model`, not yet in the database |
+| usage:batches, usage:{batch} | SET, HASH | the same, on their way there |
 | done, ctl | STREAM | completions; cancellations and revocations |
 """
 
 MODELS = "models"
 DONE = "done"
 CTL = "ctl"
+USAGE_BATCHES = "usage:batches"
 SAMPLER_GROUP = "samplers"
 
 
@@ -79,6 +82,10 @@ def sampling(base_model: str) -> str:
 
 def completions(sampling_session_id: str, clone_id: int) -> str:
     return f"comp:{sampling_session_id}:{clone_id}"
+
+
+def usage_batch(batch: str) -> str:
+    return f"usage:{batch}"
 
 
 def heartbeat(session_id: str) -> str:

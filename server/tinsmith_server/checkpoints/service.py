@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.jobs import Kind, Result, SaveResult, encode
 from tinsmith.protocol.paths import TinkerPath
@@ -73,11 +73,10 @@ class Checkpoints:
     async def _make_ready(self, request_id: str, size_bytes: int) -> list[Checkpoint]:
         """The rows that it replaces, which are gone now."""
         async with self._db.begin() as sql:
-            row = await sql.scalar(select(Checkpoint).where(Checkpoint.request_id == request_id))
-            if row is None or row.ready:
-                return []
-            row.ready, row.size_bytes = True, size_bytes
-            if row.name is None:
+            pending = (Checkpoint.request_id == request_id) & Checkpoint.ready.is_(False)
+            won = update(Checkpoint).where(pending).values(ready=True, size_bytes=size_bytes)
+            row = await sql.scalar(won.returning(Checkpoint))
+            if row is None or row.name is None:
                 return []
             key_id = await sql.scalar(
                 select(Session.key_id)
@@ -95,20 +94,20 @@ class Checkpoints:
             )
             replaced = list((await sql.scalars(select(Checkpoint).where(older))).all())
             for one in replaced:
-                self._mark_deleted(sql, one, key_id, "overwritten")
+                await self._mark_deleted(sql, one, key_id, "overwritten")
             return replaced
 
     async def delete(self, user: Caller, path: TinkerPath) -> None:
         async with self._db.begin() as sql:
             row, _ = await owned_at(sql, user, path)
-            self._mark_deleted(sql, row, user.key_id, "deleted")
+            await self._mark_deleted(sql, row, user.key_id, "deleted")
         await self._delete_files(row)
 
     async def delete_expired(self) -> None:
         async with self._db.begin() as sql:
             rows = await expired(sql)
             for row in rows:
-                self._mark_deleted(sql, row, None, "expired")
+                await self._mark_deleted(sql, row, None, "expired")
         for row in rows:
             await self._delete_files(row)
 
@@ -121,11 +120,13 @@ class Checkpoints:
                 _log.error("expired_not_deleted", exc_info=error)
             await asyncio.sleep(_SWEEP_SECONDS)
 
-    def _mark_deleted(
+    async def _mark_deleted(
         self, sql: AsyncSession, row: Checkpoint, key_id: str | None, why: str
     ) -> None:
-        row.deleted_at = now()
-        if row.name is not None:
+        """One of several that try is the one who did it."""
+        there = (Checkpoint.id == row.id) & Checkpoint.deleted_at.is_(None)
+        marked = update(Checkpoint).where(there).values(deleted_at=now()).returning(Checkpoint.id)
+        if await sql.scalar(marked) is not None and row.name is not None:
             self._record(sql, row, key_id, "checkpoint_deleted", reason=why)
 
     def _record(

@@ -35,7 +35,7 @@ async def sessions(
     """Newest first. An organization sees its own in both scopes."""
     async with service.db.begin() as sql:
         found = await repository.page(sql, user, limit, offset)
-    return answer(Sessions(sessions=found))
+    return answer(Sessions(sessions=list(found)))
 
 
 @router.get("/sessions/{session_id}")
@@ -81,6 +81,8 @@ async def search_sessions(request: Request, user: User, service: Served) -> Resp
     found = [search.summary(row, saved.get(row.id, (0, 0)), row.id in alive) for row in rows]
     if asked.statuses is not None:  # whether a session beats stands in Redis, not in the query
         found = [one for one in found if one.status is not None]
-    last = rows[-1] if more else None
-    cursor = last and SearchCursor(last_created_at=last.created_at, last_session_id=last.id)
+    cursor = None
+    if more:
+        last = rows[-1]
+        cursor = SearchCursor(last_created_at=last.created_at, last_session_id=last.id)
     return answer(FoundSessions(sessions=found, next_cursor=cursor))

@@ -1,7 +1,8 @@
 -- DONE: one op of a run has its result. Fenced by owner and epoch; a second DONE changes nothing.
 -- ARGV: worker epoch run seq request kind logged failed content result ttl_ms
 -- Answers 'new', 'known' or 'fenced'. logged '1': replaying the run must repeat the op, so its body
--- stays until a snapshot covers it.
+-- stays until a snapshot covers it. Tokens of a pass are counted by hour, organization, session, kind and
+-- base model; only a first DONE counts, so a replay does not.
 local worker, epoch, run, seq, request = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local kind, logged, failed, content, result, ttl =
   ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
@@ -25,4 +26,10 @@ while seq < claimed
 end
 redis.call('HSET', runkey, 'done', seq)
 redis.call('XADD', 'done', 'MAXLEN', '~', 100000, '*', 'request', request, 'kind', kind)
+if failed == '0' and (kind == 'forward_backward' or kind == 'forward') then
+  local used = redis.call('HMGET', future, 'tokens', 'tenant')
+  local now, base = tonumber(redis.call('TIME')[1]), redis.call('HGET', runkey, 'base_model')
+  local whose = (now - now % 3600) .. '|' .. used[2] .. '|' .. string.match(run, '^[^:]*')
+  redis.call('HINCRBY', 'usage', whose .. '|training|' .. base, used[1])
+end
 return 'new'

@@ -1,11 +1,12 @@
 -- DONE of a sampling job. The first result stands; a repeat only clears the stream.
--- ARGV: base_model entry request failed content result ttl_ms
+-- ARGV: base_model entry request failed content result ttl_ms prefill cached sampled
+-- The last three are tokens, counted by hour, organization, session, kind and base model.
 local base, entry, request, failed = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local content, result, ttl = ARGV[5], ARGV[6], ARGV[7]
 redis.call('XACK', 'smp:' .. base, 'samplers', entry)
 redis.call('XDEL', 'smp:' .. base, entry)
 redis.call('DEL', 'pl:' .. request)
-local at = redis.call('HMGET', 'fut:' .. request, 'state', 'run', 'clone')
+local at = redis.call('HMGET', 'fut:' .. request, 'state', 'run', 'clone', 'tenant')
 if at[1] ~= 'waiting' then return 'known' end
 local state, list = failed == '1' and 'failed' or 'done', 'comp:' .. at[2] .. ':' .. at[3]
 redis.call('SET', 'res:' .. request, result, 'PX', ttl)
@@ -14,4 +15,11 @@ redis.call('PEXPIRE', 'fut:' .. request, ttl)
 redis.call('RPUSH', list, state .. ' ' .. #result .. ' ' .. request)
 redis.call('PEXPIRE', list, ttl)
 redis.call('XADD', 'done', 'MAXLEN', '~', 100000, '*', 'request', request, 'kind', 'sample')
+local now = tonumber(redis.call('TIME')[1])
+local whose = (now - now % 3600) .. '|' .. at[4] .. '|' .. string.match(at[2], '^[^:]*') .. '|'
+local kinds = { 'sampling_prefill', 'sampling_prefill_cached', 'sampling_sample' }
+for index, kind in ipairs(kinds) do
+  local tokens = tonumber(ARGV[7 + index])
+  if tokens > 0 then redis.call('HINCRBY', 'usage', whose .. kind .. '|' .. base, tokens) end
+end
 return 'new'
