@@ -14,8 +14,9 @@ from tinsmith.protocol.errors import TinsmithError
 from tinsmith_server import client_config, not_offered
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
+from tinsmith_server.checkpoints import copying, saving
 from tinsmith_server.checkpoints import routes as checkpoints
-from tinsmith_server.checkpoints import saving
+from tinsmith_server.downloads import routes as downloads
 from tinsmith_server.futures import routes as futures
 from tinsmith_server.migrate import migrate
 from tinsmith_server.models import routes as models
@@ -41,6 +42,8 @@ _ROOMS = (
     listing,
     sampling,
     saving,
+    copying,
+    downloads,
     checkpoints,
     futures,
     not_offered,

@@ -11,6 +11,7 @@ from tinsmith_server.auth import KeyRing
 from tinsmith_server.bus import Bus
 from tinsmith_server.checkpoints.service import Checkpoints
 from tinsmith_server.db import Database
+from tinsmith_server.downloads.signing import Signer
 from tinsmith_server.settings import Settings
 from tinsmith_server.storage import Storage
 from tinsmith_server.usage.collector import UsageCollector
@@ -27,12 +28,14 @@ class Service:
     keys: KeyRing = field(init=False)
     checkpoints: Checkpoints = field(init=False)
     usage: UsageCollector = field(init=False)
+    signer: Signer = field(init=False)
     _chores: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.keys = KeyRing(self.db, self.bus, self.settings.key_pepper)
         self.checkpoints = Checkpoints(self.db, self.bus, self.storage)
         self.usage = UsageCollector(self.db, self.bus)
+        self.signer = Signer(self.settings.key_pepper)
 
     @classmethod
     def create(cls, settings: Settings) -> "Service":

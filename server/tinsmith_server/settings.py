@@ -30,6 +30,8 @@ class Settings:
     fwdbwd_max_chunk_len: int = 100_000
     fwdbwd_max_chunk_bytes: int = 32 << 20
     """Where the SDK cuts a batch. A chunk is one request, so it must fit max_body_bytes."""
+    public_url: str | None = None
+    """Where clients reach the API, for links; without it, where the request for a link came to."""
     prices: Prices = UNPRICED
 
     @classmethod
@@ -56,6 +58,7 @@ class Settings:
             fwdbwd_max_chunk_bytes=_whole(
                 environment, "FWDBWD_MAX_CHUNK_BYTES", cls.fwdbwd_max_chunk_bytes
             ),
+            public_url=environment.get("TINSMITH_PUBLIC_URL") or None,
             prices=_prices(environment),
         )
 

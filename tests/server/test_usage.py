@@ -1,6 +1,7 @@
 """Counting: batches that come twice, and hours that are not whole."""
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,12 +15,21 @@ from tinsmith_server.usage.collector import UsageCollector
 from tinsmith_server.usage.prices import Prices
 from tinsmith_server.usage.storage import Shelf, Stored, gigabyte_hours
 
+from tests.conftest import running_valkey
+
 SHELF = Shelf("default", "tiny", free=False)
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
-def test_a_batch_that_comes_twice_is_counted_once(tmp_path: Path, valkey_url: str) -> None:
-    redis = Redis.from_url(valkey_url)
+@pytest.fixture
+def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Nobody else's tokens are counted there."""
+    with running_valkey(tmp_path_factory.mktemp("usage")) as url:
+        yield url
+
+
+def test_a_batch_that_comes_twice_is_counted_once(tmp_path: Path, own_valkey: str) -> None:
+    redis = Redis.from_url(own_valkey)
     field = f"{int(NOON.timestamp())}|org|sess|training|a|b"
 
     async def flow() -> list[tuple[datetime, str, int]]:
@@ -28,7 +38,7 @@ def test_a_batch_that_comes_twice_is_counted_once(tmp_path: Path, valkey_url: st
             await connection.run_sync(Table.metadata.create_all)
         async with db.begin() as sql:
             sql.add(Organization(id="org", name="org"))
-        bus = Bus(valkey_url)
+        bus = Bus(own_valkey)
         collector = UsageCollector(db, bus)
         for tokens in (5, 7):
             redis.hincrby("usage", field, tokens)

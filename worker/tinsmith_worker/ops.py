@@ -35,6 +35,7 @@ from tinsmith_worker.engine.training import (
     optim_step,
 )
 from tinsmith_worker.engine.values import Datum, InvalidInput
+from tinsmith_worker.external_files import pack_external
 from tinsmith_worker.store import FolderDamaged, Store, StoreUnavailable
 
 _NOT_STORED = (
@@ -128,7 +129,10 @@ class Ops:
 
     def _save(self, model: BaseModel, state: RunState, job: Job) -> Result:
         body = msgspec.json.decode(job.body, type=SaveJob)
-        files = checkpoint_files.pack(state, model.name, optimizer=body.optimizer)
+        if body.external:
+            files = pack_external(state, model.name, body.recipients)
+        else:
+            files = checkpoint_files.pack(state, model.name, optimizer=body.optimizer)
         try:
             size = self.store.write_folder(body.prefix, files)
         except StoreUnavailable:

@@ -128,6 +128,13 @@ class SaveWeightsForSampler(Addressed, kw_only=True, frozen=True):
     user_metadata: dict[str, Any] | None = None
 
 
+class SaveWeightsExternal(Addressed, kw_only=True, frozen=True):
+    path: str | None = None
+    ttl_seconds: int | None = None
+    age_encryption_recipients: list[str] | None = None
+    user_metadata: dict[str, Any] | None = None
+
+
 class LoadWeights(Body, kw_only=True, frozen=True):
     """Either (model_id, seq_id) or (session_id, model_seq_id) addresses it (wire: 8.4)."""
 

@@ -108,11 +108,16 @@ class OptimStepJob(Body, kw_only=True, frozen=True):
 
 
 class SaveJob(Body, kw_only=True, frozen=True):
-    """Write the run's weights below `prefix`, then answer `answer` as it stands."""
+    """Write the run's weights below `prefix`, then answer `answer` as it stands.
+
+    External ones are for use elsewhere, encrypted to the recipients if there are any.
+    """
 
     prefix: str
     optimizer: bool
     answer: dict[str, str]
+    external: bool = False
+    recipients: list[str] | None = None
 
 
 class SaveResult(Body, kw_only=True, frozen=True):

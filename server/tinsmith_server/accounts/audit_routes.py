@@ -49,4 +49,5 @@ def _entry(row: AuditEntry) -> AuditLogEntry:
         event_details={"by": by} | row.details,
         model_id=row.details.get("model_id"),
         tinker_path=row.details.get("tinker_path"),
+        purpose=row.details.get("purpose"),
     )

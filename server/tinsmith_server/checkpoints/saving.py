@@ -1,6 +1,7 @@
 """Saving: named checkpoints, and the weights behind an unnamed sampler."""
 
 import uuid
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -9,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.bodies import (
     Addressed,
     SaveWeights,
+    SaveWeightsExternal,
     SaveWeightsForSampler,
     Submitted,
 )
@@ -33,6 +35,12 @@ from tinsmith_server.sessions.routes import metadata
 from tinsmith_server.wire import answer, decode, read_body
 
 router = APIRouter()
+_MAX_RECIPIENTS = 10
+_ANSWERS = {
+    CheckpointKind.TRAINING: "save_weights",
+    CheckpointKind.SAMPLER: "save_weights_for_sampler",
+    CheckpointKind.EXTERNAL: "save_weights_external",
+}
 
 
 @router.post("/save_weights")
@@ -66,6 +74,25 @@ async def save_weights_for_sampler(request: Request, user: User, service: Served
     return await _submit(service, user, op, Kind.SAVE_WEIGHTS_FOR_SAMPLER, make)
 
 
+@router.post("/save_weights_external")
+async def save_weights_external(request: Request, user: User, service: Served) -> Response:
+    """For use elsewhere: a PEFT adapter, encrypted if it names recipients."""
+    raw = await read_body(request)
+    op = decode(raw, Addressed)
+
+    async def make(run: TrainingRun) -> bytes:
+        body = decode(raw, SaveWeightsExternal)
+        recipients = body.age_encryption_recipients
+        if recipients is not None and not 1 <= len(recipients) <= _MAX_RECIPIENTS:
+            raise BadRequest(
+                f"age_encryption_recipients: {len(recipients)} is not from 1 to {_MAX_RECIPIENTS}; "
+                "leave it out to save without encryption."
+            )
+        return await _named(service, user, run, body, CheckpointKind.EXTERNAL, overwrite=False)
+
+    return await _submit(service, user, op, Kind.SAVE_WEIGHTS, make)
+
+
 async def _submit(
     service: Service, user: Caller, op: Addressed, kind: Kind, make: MakeBody
 ) -> Response:
@@ -77,7 +104,7 @@ async def _named(
     service: Service,
     user: Caller,
     run: TrainingRun,
-    body: SaveWeights | SaveWeightsForSampler,
+    body: SaveWeights | SaveWeightsForSampler | SaveWeightsExternal,
     kind: CheckpointKind,
     overwrite: bool,
 ) -> bytes:
@@ -92,10 +119,10 @@ async def _named(
                 + (", or save with overwrite=True." if kind is CheckpointKind.TRAINING else ".")
             )
         row = await _insert(sql, row)
-    payload = {
-        "type": "save_weights" if kind is CheckpointKind.TRAINING else "save_weights_for_sampler",
-        "path": str(path),
-    }
+    payload = {"type": _ANSWERS[kind], "path": str(path)}
+    if isinstance(body, SaveWeightsExternal):
+        recipients = body.age_encryption_recipients
+        return _job(row, payload, optimizer=False, external=True, recipients=recipients)
     return _job(row, payload, optimizer=kind is CheckpointKind.TRAINING)
 
 
@@ -129,7 +156,7 @@ async def _unnamed(
 def _row(
     user: Caller,
     run: TrainingRun,
-    body: SaveWeights | SaveWeightsForSampler,
+    body: SaveWeights | SaveWeightsForSampler | SaveWeightsExternal,
     kind: CheckpointKind,
     name: str | None,
 ) -> Checkpoint:
@@ -158,5 +185,6 @@ async def _sampler_of(sql: AsyncSession, request_id: str) -> SamplingSession | N
     return await sql.scalar(select(SamplingSession).where(SamplingSession.request_id == request_id))
 
 
-def _job(row: Checkpoint, payload: dict[str, str], optimizer: bool) -> bytes:
-    return encode(SaveJob(prefix=repository.prefix(row), optimizer=optimizer, answer=payload))
+def _job(row: Checkpoint, payload: dict[str, str], optimizer: bool, **more: Any) -> bytes:
+    prefix = repository.prefix(row)
+    return encode(SaveJob(prefix=prefix, optimizer=optimizer, answer=payload, **more))

@@ -48,7 +48,10 @@ class Checkpoints:
         replaced = await self._make_ready(request_id, saved.size_bytes)
         for row in replaced:
             await self._delete_files(row)
-        return Result(data=encode(saved.answer))
+        answer: dict[str, Any] = dict(saved.answer)
+        if answer["type"] == "save_weights_external":
+            answer["size_bytes"] = saved.size_bytes
+        return Result(data=encode(answer))
 
     async def _delete_files(self, row: Checkpoint) -> None:
         """Unless a sampler still stands on them."""

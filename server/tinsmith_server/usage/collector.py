@@ -81,6 +81,7 @@ class UsageCollector:
                     delete(UsageBatch).where(UsageBatch.counted_at < now() - _REMEMBER_BATCHES)
                 )
         except IntegrityError:
+            _log.warning("usage_batch_left_for_the_next_time", batch=batch)
             return False
         return True
 
