@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from tinsmith.protocol.errors import TinsmithError
 
-from tinsmith_server import client_config, not_offered
+from tinsmith_server import client_config, extensions, not_offered
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
 from tinsmith_server.checkpoints import copying, saving
@@ -22,11 +22,13 @@ from tinsmith_server.migrate import migrate
 from tinsmith_server.models import routes as models
 from tinsmith_server.runs import listing
 from tinsmith_server.runs import routes as runs
+from tinsmith_server.sampling import joining
 from tinsmith_server.sampling import routes as sampling
 from tinsmith_server.service import Service
 from tinsmith_server.sessions import rest as sessions_rest
 from tinsmith_server.sessions import routes as sessions
 from tinsmith_server.settings import Settings
+from tinsmith_server.traces import routes as traces
 from tinsmith_server.usage import routes as usage
 from tinsmith_server.wire import answer, render_error
 
@@ -41,9 +43,12 @@ _ROOMS = (
     runs,
     listing,
     sampling,
+    joining,
     saving,
     copying,
     downloads,
+    traces,
+    extensions,
     checkpoints,
     futures,
     not_offered,

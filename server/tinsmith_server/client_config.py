@@ -24,6 +24,7 @@ async def client_config(user: User, service: Served) -> Response:
             "fwdbwd_max_chunk_bytes_count": settings.fwdbwd_max_chunk_bytes,
             "fwdbwd_dispatch_bytes_semaphore_size": 512 << 20,
             "sample_use_retrieve_futures": True,
+            "sample_join_sampling_session": True,
         }
     )
 

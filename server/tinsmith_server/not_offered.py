@@ -13,9 +13,7 @@ from tinsmith_server.auth import User
 router = APIRouter()
 
 NOT_OFFERED = {
-    ("POST", "/join_sampling_session"): "joining a sampling session",
     ("POST", "/create_custom_loss"): "custom losses on the server (the SDK computes them itself)",
-    ("GET", "/sessions/{session_id}/trace_export"): "exporting traces",
 }
 
 

@@ -162,6 +162,15 @@ class SamplingSessionCreated(Answer, kw_only=True, frozen=True):
     type: str = "create_sampling_session"
 
 
+class JoinSamplingSession(Body, kw_only=True, frozen=True):
+    sampling_session_id: str
+
+
+class SamplingSessionJoined(Answer, kw_only=True, frozen=True):
+    client_counter: int
+    type: str = "join_sampling_session"
+
+
 class SamplingParams(Body, kw_only=True, frozen=True):
     max_tokens: int | None = None
     seed: int | None = None

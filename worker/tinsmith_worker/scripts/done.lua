@@ -26,10 +26,23 @@ while seq < claimed
 end
 redis.call('HSET', runkey, 'done', seq)
 redis.call('XADD', 'done', 'MAXLEN', '~', 100000, '*', 'request', request, 'kind', kind)
+local now, session = redis.call('TIME'), string.match(run, '^[^:]*')
+local used = redis.call('HMGET', future, 'tokens', 'tenant')
 if failed == '0' and (kind == 'forward_backward' or kind == 'forward') then
-  local used = redis.call('HMGET', future, 'tokens', 'tenant')
-  local now, base = tonumber(redis.call('TIME')[1]), redis.call('HGET', runkey, 'base_model')
-  local whose = (now - now % 3600) .. '|' .. used[2] .. '|' .. string.match(run, '^[^:]*')
+  local base, second = redis.call('HGET', runkey, 'base_model'), tonumber(now[1])
+  local whose = (second - second % 3600) .. '|' .. used[2] .. '|' .. session
   redis.call('HINCRBY', 'usage', whose .. '|training|' .. base, used[1])
 end
+-- One line a request for the session's trace; looked after each thousandth time only.
+local function trace(session, tokens)
+  local at, key = redis.call('HMGET', future, 'at', 'state'), 'trace:' .. session
+  local ended = string.format('%d%06d', now[1], now[2])
+  local length = redis.call('RPUSH', key, table.concat(
+    { kind, request, at[1] or ended, ended, at[2], tokens }, ' '))
+  if length == 1 or length % 1000 == 0 then
+    redis.call('LTRIM', key, -20000, -1)
+    redis.call('PEXPIRE', key, 604800000)
+  end
+end
+trace(session, used[1] or 0)
 return 'new'
