@@ -28,8 +28,14 @@ def rest(service: Service) -> tinker.RestClient:
 
 
 @pytest.fixture(scope="module")
-def other(service: Service) -> tinker.RestClient:
-    return tinker.RestClient(base_url=service.url, api_key=service.other_key)
+def other_key(service: Service) -> str:
+    """Not the common stranger's: this one makes runs of its own."""
+    return service.new_key("neighbours")
+
+
+@pytest.fixture(scope="module")
+def other(service: Service, other_key: str) -> tinker.RestClient:
+    return tinker.RestClient(base_url=service.url, api_key=other_key)
 
 
 def new_run(client: tinker.ServiceClient) -> tinker.TrainingClient:
@@ -76,6 +82,7 @@ def test_published_weights_are_read_by_path_and_changed_by_their_owner_only(
     client: tinker.ServiceClient,
     rest: tinker.RestClient,
     other: tinker.RestClient,
+    other_key: str,
     service: Service,
 ) -> None:
     run = new_run(client)
@@ -97,7 +104,7 @@ def test_published_weights_are_read_by_path_and_changed_by_their_owner_only(
     found = other.get_training_run(run.model_id, access_scope="accessible").result(30)
     assert found.last_checkpoint is not None
     assert found.last_checkpoint.checkpoint_id == "weights/shared"
-    with tinker.ServiceClient(base_url=service.url, api_key=service.other_key) as stranger:
+    with tinker.ServiceClient(base_url=service.url, api_key=other_key) as stranger:
         sampler = stranger.create_sampling_client(model_path=path).result(60)
         assert len(sampler.compute_logprobs(tinker.ModelInput.from_ints([5, 6])).result(60)) == 2
         copy = stranger.create_training_client_from_state(path).result(60)

@@ -206,7 +206,8 @@ def test_a_copy_stands_alone_in_its_project(
     service: Service,
 ) -> None:
     source = run.save_state("original", ttl_seconds=7200, user_metadata={"a": "b"}).result(60).path
-    stranger = tinker.RestClient(base_url=service.url, api_key=service.other_key)
+    their_key = service.new_key("copiers")
+    stranger = tinker.RestClient(base_url=service.url, api_key=their_key)
     with pytest.raises(tinker.NotFoundError):
         stranger.copy_weights(source, destination_project_id="theirs").result(30)
     rest.publish_checkpoint_from_tinker_path(source).result(30)
@@ -218,7 +219,7 @@ def test_a_copy_stands_alone_in_its_project(
     }
     expected = run.forward([_datum()], "cross_entropy").result(60).metrics["loss:sum"]
     rest.delete_checkpoint_from_tinker_path(source).result(30)
-    for path, api_key in ((paths["mine"], service.api_key), (paths["theirs"], service.other_key)):
+    for path, api_key in ((paths["mine"], service.api_key), (paths["theirs"], their_key)):
         with tinker.ServiceClient(base_url=service.url, api_key=api_key) as fresh:
             resumed = fresh.create_training_client_from_state_with_optimizer(path).result(60)
             loss = resumed.forward([_datum()], "cross_entropy").result(60).metrics["loss:sum"]
