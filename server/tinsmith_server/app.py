@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import Response
 from redis.exceptions import RedisError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from tinsmith.protocol.errors import TinsmithError
@@ -32,7 +32,7 @@ from tinsmith_server.traces import routes as traces
 from tinsmith_server.usage import routes as usage
 from tinsmith_server.wire import answer, render_error
 
-_ROOMS = (
+ROOMS = (
     client_config,
     accounts,
     audit_routes,
@@ -69,10 +69,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="Tinsmith", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_exception_handler(Exception, render_error)
     app.add_exception_handler(HTTPException, _render_http)  # type: ignore[arg-type]
-    for expected in (TinsmithError, OperationalError, RedisError):
+    for expected in (TinsmithError, DataError, OperationalError, RedisError):
         app.add_exception_handler(expected, render_error)
     api = APIRouter(prefix="/api/v1")
-    for room in _ROOMS:
+    for room in ROOMS:
         api.include_router(room.router)
     app.include_router(api)
     app.include_router(client_config.health)

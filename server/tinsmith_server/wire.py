@@ -15,7 +15,7 @@ import zstandard
 from fastapi import Request
 from fastapi.responses import Response
 from redis.exceptions import RedisError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from tinsmith.protocol.errors import BadRequest, TinsmithError, Unprocessable
 
 T = TypeVar("T")
@@ -78,6 +78,10 @@ async def render_error(request: Request, error: Exception) -> Response:
     """What was raised on purpose is told; anything else is logged and told as a reference."""
     if isinstance(error, TinsmithError):
         return answer({"detail": error.message}, error.status, error.headers)
+    if isinstance(error, DataError):
+        # PostgreSQL has no NUL in a text, and no text longer than its column.
+        detail = "body: a text holds a NUL character or is too long; an id is too large."
+        return answer({"detail": detail}, 422)
     if isinstance(error, OperationalError | RedisError):
         # A part is down or its disk is full: the client tries again until somebody has mended it.
         part = "database" if isinstance(error, OperationalError) else "queue"

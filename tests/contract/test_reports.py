@@ -184,7 +184,12 @@ def test_the_audit_log_tells_every_change_and_who_made_it(
             "/billing/usage/events?starting_on=2999-01-01T00:00:00Z&ending_before=2999-01-02T00:00:00Z",
             400,
         ),
+        (
+            "/billing/usage/events?starting_on=0001-01-01T00:00:00%2B05:00&ending_before=0001-01-02T00:00:00Z",
+            400,
+        ),
         ("/audit?event_type=weather", 422),
+        ("/audit?day=9999-12-31", 400),
         ("/audit?day=tomorrow", 422),
     ],
 )

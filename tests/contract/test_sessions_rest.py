@@ -181,3 +181,11 @@ def test_a_malformed_search_is_unprocessable(service: Service, body: dict[str, o
             http.post("/sessions/none/finish", json={"reason": {"type": "tired"}}).status_code
             == 422
         )
+
+
+def test_a_cursor_before_the_calendar_is_refused(service: Service) -> None:
+    cursor = {"last_created_at": "0001-01-01T00:00:00+05:00", "last_session_id": "x"}
+    with service.http() as http:
+        answer = http.post("/sessions/search", json={"cursor": cursor})
+    assert answer.status_code == 400
+    assert "cursor.last_created_at" in answer.json()["detail"]

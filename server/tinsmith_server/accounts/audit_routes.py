@@ -12,6 +12,7 @@ from tinsmith_server.accounts.urns import key_urn
 from tinsmith_server.auth import User
 from tinsmith_server.db import AuditEntry, now
 from tinsmith_server.service import Served
+from tinsmith_server.times import check_year
 from tinsmith_server.wire import answer
 
 router = APIRouter()
@@ -23,7 +24,9 @@ async def audit_log(
     user: User, service: Served, event_type: EventType = "all", day: date | None = None
 ) -> Response:
     """The organization's entries of that day (today), oldest first."""
-    begin = datetime.combine(day or now().date(), time(), UTC)
+    day = day or now().date()
+    check_year(day.year, "day")
+    begin = datetime.combine(day, time(), UTC)
     query = (
         select(AuditEntry)
         .where(

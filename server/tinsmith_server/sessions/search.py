@@ -1,7 +1,6 @@
 """Finding sessions: the query of wire 8.8, and what is told of each one found."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC
 
 from sqlalchemy import ColumnElement, and_, false, func, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,6 +23,7 @@ from tinsmith_server.auth import Caller
 from tinsmith_server.checkpoints.repository import listed
 from tinsmith_server.db import Checkpoint, Session, TrainingRun
 from tinsmith_server.sessions.repository import DEFAULT_PROJECT
+from tinsmith_server.times import in_utc
 
 
 async def page(sql: AsyncSession, user: Caller, asked: SearchSessions) -> Sequence[Session]:
@@ -82,8 +82,11 @@ def _in_projects(asked: SearchSessions) -> ColumnElement[bool]:
 
 def _tagged(pairs: Mapping[str, str]) -> ColumnElement[bool]:
     for key in pairs:
-        if '"' in key or "\\" in key:
-            raise BadRequest(f"user_metadata: {key[:80]!r} cannot be searched for: it has a quote.")
+        if not key.isprintable() or '"' in key or "\\" in key:  # a path of JSON cannot say these
+            raise BadRequest(
+                f"user_metadata: {key[:80]!r} cannot be searched for: it has a quote, a backslash or "
+                "a control character."
+            )
     held = [Session.user_metadata[key].as_string() == value for key, value in pairs.items()]
     return and_(true(), *held)
 
@@ -106,7 +109,7 @@ def _in_status(statuses: list[StatusQuery] | None) -> ColumnElement[bool]:
 def _after(cursor: SearchCursor | None) -> ColumnElement[bool]:
     if cursor is None:
         return true()
-    last = cursor.last_created_at.astimezone(UTC)
+    last = in_utc(cursor.last_created_at, "cursor.last_created_at")
     same_moment = (Session.created_at == last) & (Session.id > cursor.last_session_id)
     return (Session.created_at < last) | same_moment
 

@@ -1,6 +1,6 @@
 """What was used and what is stored."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -13,6 +13,7 @@ from tinsmith_server.auth import User
 from tinsmith_server.checkpoints.repository import listed
 from tinsmith_server.db import Checkpoint, Session, TrainingRun, now
 from tinsmith_server.service import Served
+from tinsmith_server.times import in_utc
 from tinsmith_server.usage.prices import BYTES_PER_GIGABYTE, cost
 from tinsmith_server.usage.reports import Window, usage_report
 from tinsmith_server.wire import answer
@@ -43,9 +44,7 @@ def _window(starting_on: datetime, ending_before: datetime) -> Window:
 
 
 def _hour(moment: datetime, field: str) -> datetime:
-    if moment.tzinfo is None:
-        raise BadRequest(f"{field}: give the time with its offset, as in 2026-07-13T00:00:00Z.")
-    moment = moment.astimezone(UTC)
+    moment = in_utc(moment, field)
     if moment.minute or moment.second or moment.microsecond:
         raise BadRequest(f"{field}: give a full hour of UTC.")
     return moment
