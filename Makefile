@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help up demo test test-slow lint bench clean
+.PHONY: help up demo test test-slow lint bench bench-test clean
 
 help:  ## What can be made
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(ENOUGH)' || \
@@ -36,9 +36,13 @@ test: lint  ## Lint, then every test that needs no GPU
 test-slow: $(STAMP)  ## What takes minutes: Gemma 3 270M (https://ai.google.dev/gemma/terms)
 	$(BIN)/pytest -q -m slow
 
-bench: $(STAMP)  ## Benchmarks, one thread
-	@set -e; for bench in benchmarks/bench_*.py; do \
-	  echo "== $$bench"; OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python $$bench; done
+bench: $(STAMP)  ## Benchmarks, one thread; rows in benchmarks/results/latest.json
+	@set -e; for bench in machine $$(cd benchmarks && ls bench_*.py | sed 's/\.py$$//'); do \
+	  echo "== $$bench"; OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONWARNINGS=ignore::FutureWarning \
+	  $(BIN)/python -m benchmarks.$$bench; done
+
+bench-test: $(STAMP)  ## The benchmarks' own tests: the harness, and the rival at its work
+	$(BIN)/pytest -q benchmarks
 
 clean:  ## Remove the environment and every cache
 	rm -rf $(VENV) build dist demo.png .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -1,5 +1,6 @@
 """One API process: it listens, and it leaves without keeping anybody waiting."""
 
+import gc
 import socket
 import sys
 
@@ -16,6 +17,12 @@ class _Server(uvicorn.Server):
     def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """What is here by now stays, and need not be searched for garbage again and again."""
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Held polls are answered first, or leaving would wait for the longest of them."""

@@ -5,17 +5,15 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import Response
-from redis.exceptions import RedisError
-from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from tinsmith.protocol.errors import TinsmithError
 
 from tinsmith_server import client_config, extensions, not_offered
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
 from tinsmith_server.checkpoints import copying, saving
 from tinsmith_server.checkpoints import routes as checkpoints
+from tinsmith_server.direct import EXPECTED, Direct, Endpoint
 from tinsmith_server.downloads import routes as downloads
 from tinsmith_server.futures import routes as futures
 from tinsmith_server.migrate import migrate
@@ -32,7 +30,7 @@ from tinsmith_server.traces import routes as traces
 from tinsmith_server.usage import routes as usage
 from tinsmith_server.wire import answer, render_error
 
-ROOMS = (
+_ROOMS = (
     client_config,
     accounts,
     audit_routes,
@@ -53,6 +51,16 @@ ROOMS = (
     futures,
     not_offered,
 )
+_PREFIX = "/api/v1"
+DIRECT: dict[str, Endpoint] = {
+    f"{_PREFIX}/retrieve_future": futures.retrieve_future,
+    f"{_PREFIX}/retrieve_futures": futures.retrieve_futures,
+    f"{_PREFIX}/asample": sampling.asample,
+    f"{_PREFIX}/forward": runs.forward_backward,
+    f"{_PREFIX}/forward_backward": runs.forward_backward,
+    f"{_PREFIX}/optim_step": runs.optim_step,
+    f"{_PREFIX}/session_heartbeat": sessions.session_heartbeat,
+}
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -63,19 +71,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         migrate(settings)
         app.state.service = Service.create(settings)
         await app.state.service.start()
-        yield
-        await app.state.service.close()
+        try:
+            yield
+        finally:
+            await app.state.service.close()
 
     app = FastAPI(title="Tinsmith", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_exception_handler(Exception, render_error)
     app.add_exception_handler(HTTPException, _render_http)  # type: ignore[arg-type]
-    for expected in (TinsmithError, DataError, OperationalError, RedisError):
+    for expected in EXPECTED:
         app.add_exception_handler(expected, render_error)
-    api = APIRouter(prefix="/api/v1")
-    for room in ROOMS:
+    api = APIRouter(prefix=_PREFIX)
+    for room in _ROOMS:
         api.include_router(room.router)
     app.include_router(api)
     app.include_router(client_config.health)
+    app.add_middleware(Direct, endpoints=DIRECT)
     return app
 
 

@@ -31,9 +31,9 @@ _log = structlog.get_logger()
 @dataclass(frozen=True, kw_only=True)
 class FutureState:
     tenant: str
-    run_id: str
     kind: str
-    state: str
+    result: Result | None
+    """None while it is pending."""
 
 
 class Bus:
@@ -43,10 +43,11 @@ class Bus:
         self._submit = self._script("submit")
         self._submit_sample = self._script("submit_sample")
         self._cancel = self._script("cancel")
+        self._look = self._script("look")
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._draining = False
         self._listeners: set[asyncio.Queue[tuple[str, str]]] = set()
-        self._revocations: set[asyncio.Queue[str]] = set()
+        self._notices: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
         self._tail: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -108,19 +109,26 @@ class Bus:
     # Waiting
 
     async def future(self, request_id: str) -> FutureState | None:
-        tenant, run_id, kind, state = await self._fields(
-            keys.future(request_id), "tenant", "run", "kind", "state"
-        )
-        if state is None:
+        """What is known of it now. A result that expired under a live future reads as a failure."""
+        seen = await self._look(keys=[], args=[request_id])
+        if seen is None:
             return None
-        return FutureState(tenant=tenant or "", run_id=run_id or "", kind=kind or "", state=state)
+        tenant, kind, state, content = ((value or b"").decode() for value in seen[:4])
+        data = seen[4] if len(seen) > 4 else None
+        result = None
+        if data is not None:
+            result = Result(data=data, content=Content(content or "json"), failed=state == "failed")
+        elif state in ("done", "failed"):
+            result = failure("The result of this request has expired.", "server")
+        return FutureState(tenant=tenant, kind=kind, result=result)
 
     async def wait(self, request_id: str, timeout_seconds: float) -> Result | None:
         """The result, or None if it is still pending when the time is up."""
         async with self._registered(request_id) as event:  # before looking
             if (result := await self._result(request_id)) is None and not self._draining:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), timeout_seconds)
+                    async with asyncio.timeout(timeout_seconds):
+                        await event.wait()
                 result = await self._result(request_id)
         return result
 
@@ -138,7 +146,8 @@ class Bus:
                 if rows or left <= 0 or self._draining:
                     break
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), left)
+                    async with asyncio.timeout(left):
+                        await event.wait()
         return [_completion(row.decode()) for row in rows]
 
     def stop_holding(self) -> None:
@@ -165,14 +174,8 @@ class Bus:
                 del self._waiting[name]
 
     async def _result(self, request_id: str) -> Result | None:
-        """None while pending. A result that expired under a live future reads as a failure."""
-        state, content = await self._fields(keys.future(request_id), "state", "content")
-        if state not in ("done", "failed"):
-            return None
-        data = await self.redis.get(keys.result(request_id))
-        if data is None:
-            return failure("The result of this request has expired.", "server")
-        return Result(data=data, content=Content(content or "json"), failed=state == "failed")
+        future = await self.future(request_id)
+        return future.result if future else None
 
     # What the other rooms announce
 
@@ -203,14 +206,25 @@ class Bus:
     async def revoke(self, key_id: str) -> None:
         await self.redis.xadd(keys.CTL, {"revoke": key_id}, maxlen=10_000)
 
-    async def revoked(self) -> AsyncIterator[str]:
+    def revoked(self) -> AsyncIterator[str]:
+        """Ids of keys, as they are revoked anywhere."""
+        return self._noticed("revoke")
+
+    async def finish(self, session_id: str) -> None:
+        await self.redis.xadd(keys.CTL, {"finish": session_id}, maxlen=10_000)
+
+    def finished(self) -> AsyncIterator[str]:
+        """Ids of sessions, as they are finished anywhere."""
+        return self._noticed("finish")
+
+    async def _noticed(self, what: str) -> AsyncIterator[str]:
         queue: asyncio.Queue[str] = asyncio.Queue()
-        self._revocations.add(queue)
+        self._notices[what].add(queue)
         try:
             while True:
                 yield await queue.get()
         finally:
-            self._revocations.discard(queue)
+            self._notices[what].discard(queue)
 
     # The tail
 
@@ -229,9 +243,9 @@ class Bus:
 
     def _announce(self, stream: str, fields: dict[str, str]) -> None:
         if stream == keys.CTL:
-            if key_id := fields.get("revoke"):
-                for revocations in self._revocations:
-                    revocations.put_nowait(key_id)
+            for what, name in fields.items():
+                for notices in self._notices.get(what, ()):
+                    notices.put_nowait(name)
             return
         request_id = fields["request"]
         for name in (request_id, request_id.rsplit(":", 1)[0]):
@@ -243,10 +257,6 @@ class Bus:
     async def _last(self, stream: str) -> str:
         entries = await self.redis.xrevrange(stream, count=1)
         return entries[0][0].decode() if entries else "0"
-
-    async def _fields(self, key: str, *names: str) -> list[str | None]:
-        values = await self.redis.hmget(key, list(names))
-        return [value.decode() if value is not None else None for value in values]
 
     async def _range(self, key: str, start: int) -> list[bytes]:
         return cast(list[bytes], await self.redis.lrange(key, start, -1))

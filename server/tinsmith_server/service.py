@@ -12,6 +12,7 @@ from tinsmith_server.bus import Bus
 from tinsmith_server.checkpoints.service import Checkpoints
 from tinsmith_server.db import Database
 from tinsmith_server.downloads.signing import Signer
+from tinsmith_server.owners import Owners
 from tinsmith_server.settings import Settings
 from tinsmith_server.storage import Storage
 from tinsmith_server.usage.collector import UsageCollector
@@ -26,6 +27,7 @@ class Service:
     bus: Bus
     storage: Storage
     keys: KeyRing = field(init=False)
+    owners: Owners = field(init=False)
     checkpoints: Checkpoints = field(init=False)
     usage: UsageCollector = field(init=False)
     signer: Signer = field(init=False)
@@ -33,6 +35,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.keys = KeyRing(self.db, self.bus, self.settings.key_pepper)
+        self.owners = Owners(self.db, self.bus)
         self.checkpoints = Checkpoints(self.db, self.bus, self.storage)
         self.usage = UsageCollector(self.db, self.bus)
         self.signer = Signer(self.settings.key_pepper)
@@ -49,6 +52,7 @@ class Service:
     async def start(self) -> None:
         await self.bus.start()
         self.keys.start()
+        self.owners.start()
         chores = {
             "settler": self.checkpoints.settle_all(),
             "sweeper": self.checkpoints.sweep(),
@@ -60,12 +64,14 @@ class Service:
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
+        await self.owners.close()
         await self.keys.close()
         await self.bus.close()
         await self.db.close()
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
+    """Not a plain function: the framework would call it in a thread, once a request."""
     service: Service = request.app.state.service
     return service
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tinsmith_server.app import ROOMS
+from tinsmith_server import app
 
 from tests.contract.conftest import Service
 from tests.contract.test_plain_http import new_run
@@ -36,7 +36,7 @@ _RETRIED = (408, 409, 429)
 
 
 def routes() -> list[tuple[str, str]]:
-    found = [route for room in ROOMS for route in room.router.routes]
+    found = [route for room in app._ROOMS for route in room.router.routes]
     return sorted((method, f"/api/v1{route.path}") for route in found for method in route.methods)
 
 

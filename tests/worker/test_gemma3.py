@@ -13,8 +13,10 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece import sentencepiece_model_pb2 as spm
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
+from tinsmith_worker.engine.base_model import load as load_model
 from tinsmith_worker.engine.sampler import Sampler
-from tinsmith_worker.engine.training import AdamParams, RunState, Work, forward_backward, optim_step
+from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_step
+from tinsmith_worker.engine.training import Work, forward_backward
 from tinsmith_worker.engine.values import Datum, SampleRequest
 from tinsmith_worker.prepare import PREPARABLE, package
 from tinsmith_worker.prepare.gguf_file import GGUF
@@ -36,7 +38,7 @@ def gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model() -> BaseModel:
     torch.set_num_threads(1)
-    return BaseModel.load(str(prepared_gemma3()), name="gemma3")
+    return load_model(str(prepared_gemma3()), name="gemma3")
 
 
 def sentencepiece(file: GGUF) -> SentencePieceProcessor:

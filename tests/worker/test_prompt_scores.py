@@ -8,6 +8,7 @@ import torch
 from tinsmith_worker.engine import prompt_scores
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
+from tinsmith_worker.engine.base_model import load as load_model
 from tinsmith_worker.engine.sampler import Finished, Sampler
 from tinsmith_worker.engine.values import InvalidInput, SampleRequest, TargetCells
 from transformers import AutoModelForCausalLM
@@ -24,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> BaseModel:
-    return BaseModel.load(str(folder), name="tiny")
+    return load_model(str(folder), name="tiny")
 
 
 def request(name: str, prompt: list[int], **more: object) -> SampleRequest:

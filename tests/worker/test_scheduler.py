@@ -1,7 +1,7 @@
-"""Who shares a pass, by hand."""
+"""Who is in work together, by hand."""
 
 from tinsmith.protocol.jobs import Job, Kind
-from tinsmith_worker.scheduler import Scheduler
+from tinsmith_worker.scheduler import MAX_IN_WORK, Scheduler
 
 
 def job(name: str, kind: Kind = Kind.FORWARD_BACKWARD, tokens: int = 10) -> Job:
@@ -9,48 +9,84 @@ def job(name: str, kind: Kind = Kind.FORWARD_BACKWARD, tokens: int = 10) -> Job:
     return Job(request_id=name, run_id=run, seq_id=int(seq), kind=kind, body=b"", num_tokens=tokens)
 
 
-def scheduler(*jobs: Job, budget: int = 100, bases: dict[str, str] | None = None) -> Scheduler:
+def step(name: str) -> Job:
+    return job(name, Kind.OPTIM_STEP, tokens=0)
+
+
+def scheduler(*jobs: Job, budget: int = 100) -> Scheduler:
     made = Scheduler(budget)
     for one in jobs:
-        made.add(one, (bases or {}).get(one.run_id, "base"))
+        made.add(one, "base")
     return made
 
 
-def batches(scheduler: Scheduler) -> list[list[str]]:
+def rounds(scheduler: Scheduler) -> list[list[str]]:
+    """What is begun together, when each round is finished before the next."""
     found = []
-    while batch := scheduler.next_batch():
-        found.append([job.request_id for job in batch])
+    while begun := scheduler.next_alone() or scheduler.next_passes():
+        found.append([one.request_id for one in begun])
+        for one in begun:
+            scheduler.finished(one)
     return found
 
 
-def test_runs_share_a_pass_and_one_run_never_shares_with_itself() -> None:
+def names(jobs: list[Job]) -> list[str]:
+    return [one.request_id for one in jobs]
+
+
+def test_the_gradients_of_one_run_and_of_others_are_in_work_together() -> None:
     made = scheduler(job("a/1"), job("a/2"), job("b/1"), job("c/1"))
-    assert batches(made) == [["a/1", "b/1", "c/1"], ["a/2"]]
+    assert rounds(made) == [["a/1", "b/1", "c/1", "a/2"]]
 
 
-def test_an_op_without_a_pass_goes_first_and_alone() -> None:
-    step = job("b/1", Kind.OPTIM_STEP)
-    made = scheduler(job("a/1"), step, job("b/2"))
-    assert batches(made) == [["b/1"], ["a/1", "b/2"]]
+def test_the_steps_of_many_runs_go_together() -> None:
+    made = scheduler(step("a/1"), job("b/1"), step("c/1"), job("c/2"))
+    assert rounds(made) == [["a/1", "c/1"], ["b/1", "c/2"]]
 
 
-def test_a_step_stays_behind_the_gradient_it_applies() -> None:
-    made = scheduler(job("a/1"), job("a/2", Kind.OPTIM_STEP), job("a/3"))
-    assert batches(made) == [["a/1"], ["a/2"], ["a/3"]]
+def test_a_step_waits_for_every_gradient_before_it() -> None:
+    made = scheduler(job("a/1"), job("a/2"), step("a/3"), job("a/4"))
+    first, second = made.next_passes()
+    assert made.next_alone() == []
+    made.finished(first)
+    assert made.next_alone() == []
+    made.finished(second)
+    [taken] = made.next_alone()
+    assert taken.request_id == "a/3"
+    assert made.next_passes() == []
+    made.finished(taken)
+    assert names(made.next_passes()) == ["a/4"]
 
 
-def test_the_budget_bounds_a_batch_but_an_oversize_job_still_runs() -> None:
+def test_the_budget_bounds_what_is_in_work_but_an_oversize_job_still_runs() -> None:
     made = scheduler(job("a/1", tokens=60), job("b/1", tokens=60), job("c/1", tokens=40))
-    assert batches(made) == [["a/1", "c/1"], ["b/1"]]
-    assert batches(scheduler(job("a/1", tokens=500))) == [["a/1"]]
+    assert rounds(made) == [["a/1", "c/1"], ["b/1"]]
+    assert rounds(scheduler(job("a/1", tokens=500))) == [["a/1"]]
 
 
-def test_who_was_served_goes_to_the_back() -> None:
-    made = scheduler(*(job(f"{run}/{seq}", tokens=60) for run in "abc" for seq in (1, 2)))
-    order = [batch[0] for batch in batches(made)]
-    assert order == ["a/1", "b/1", "c/1", "a/2", "b/2", "c/2"]
+def test_a_finished_job_makes_room_for_the_next() -> None:
+    made = scheduler(job("a/1", tokens=100), job("b/1", tokens=100))
+    [first] = made.next_passes()
+    assert made.next_passes() == []
+    made.finished(first)
+    assert names(made.next_passes()) == ["b/1"]
 
 
-def test_two_base_models_never_share_a_pass() -> None:
-    made = scheduler(job("a/1"), job("b/1"), job("c/1"), bases={"b": "other"})
-    assert batches(made) == [["a/1", "c/1"], ["b/1"]]
+def test_a_tenant_with_a_long_queue_does_not_hold_up_a_small_one() -> None:
+    made = scheduler(*(job(f"a/{seq}", tokens=50) for seq in range(200)), job("b/1", tokens=50))
+    assert names(made.next_passes()) == ["a/0", "b/1"]
+
+
+def test_only_so_many_gradients_are_gathered_at_once() -> None:
+    made = scheduler(*(job(f"a/{seq}", tokens=0) for seq in range(MAX_IN_WORK + 5)))
+    assert len(made.next_passes()) == MAX_IN_WORK
+
+
+def test_a_run_that_moved_away_leaves_nothing_but_what_is_in_work() -> None:
+    made = scheduler(job("a/1"), step("a/2"))
+    [begun] = made.next_passes()
+    made.drop("a")
+    assert made.busy_with("a")
+    made.finished(begun)
+    assert not made.busy_with("a")
+    assert made.next_alone() == []

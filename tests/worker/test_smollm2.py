@@ -5,14 +5,10 @@ import pytest
 import torch
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
+from tinsmith_worker.engine.base_model import load as load_model
 from tinsmith_worker.engine.sampler import Finished, Sampler
-from tinsmith_worker.engine.training import (
-    AdamParams,
-    RunState,
-    Work,
-    forward_backward,
-    optim_step,
-)
+from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_step
+from tinsmith_worker.engine.training import Work, forward_backward
 from tinsmith_worker.engine.values import Datum, SampleRequest
 from tinsmith_worker.prepare import verify
 
@@ -24,7 +20,7 @@ CAPITAL = "The capital of France is"
 @pytest.fixture(scope="module")
 def model() -> BaseModel:
     torch.set_num_threads(1)
-    return BaseModel.load(str(prepared_smollm2()), name="smollm2")
+    return load_model(str(prepared_smollm2()), name="smollm2")
 
 
 def sample(model: BaseModel, prompt: str, **more: object) -> Finished:
@@ -101,8 +97,7 @@ def test_a_neighbour_changes_not_one_bit(model: BaseModel) -> None:
         ]
         forward_backward(model, works, max_pass_tokens=512)
         optim_step(run, AdamParams(learning_rate=1e-3))
-    for left, right in zip(runs[0].parameters.values(), runs[1].parameters.values(), strict=True):
-        assert torch.equal(left, right)
+    assert torch.equal(runs[0].adapter.row, runs[1].adapter.row)
 
 
 def test_stop_strings_may_straddle_tokens_and_are_included(model: BaseModel) -> None:

@@ -9,9 +9,9 @@ import json
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tinsmith_worker.engine.adapter import Adapter, FrozenAdapter
+from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.training import RunState
+from tinsmith_worker.engine.optimizer import RunState
 from tinsmith_worker.engine.values import InvalidInput
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -29,7 +29,7 @@ def pack(state: RunState, base_model: str, *, optimizer: bool) -> dict[str, byte
     }
     files = {
         CONFIG: json.dumps(adapter.peft_config(base_model), indent=1).encode(),
-        WEIGHTS: save(_plain(state.parameters), metadata={"format": "pt"}),
+        WEIGHTS: save(_plain(adapter.parameters()), metadata={"format": "pt"}),
         OURS: json.dumps(ours, indent=1).encode(),
     }
     if optimizer:
@@ -37,28 +37,26 @@ def pack(state: RunState, base_model: str, *, optimizer: bool) -> dict[str, byte
     return files
 
 
+def size_bytes(state: RunState, *, optimizer: bool) -> int:
+    """About what `pack` makes: its numbers, without the few hundred bytes around them."""
+    return state.adapter.row.numel() * 4 * (3 if optimizer and state.moments else 1)
+
+
 def unpack(model: BaseModel, files: dict[str, bytes], *, optimizer: bool) -> RunState:
     """A run to train on; without optimizer it begins with a fresh Adam."""
-    state = RunState(_adapter(model, files, trainable=True))
+    state = RunState(unpack_adapter(model, files))
     if optimizer:
         if OPTIMIZER not in files:
             raise InvalidInput("path: this checkpoint has no optimizer state; load it without.")
-        state.load_optimizer(load(files[OPTIMIZER]))
-        state.steps = int(json.loads(files[OURS])["steps"])
+        steps = int(json.loads(files[OURS])["steps"])
+        state.load_optimizer(load(files[OPTIMIZER]), steps)
     return state
 
 
-def unpack_frozen(model: BaseModel, files: dict[str, bytes]) -> FrozenAdapter:
-    """For sampling: it will never change."""
-    return _adapter(model, files, trainable=False)
-
-
-def _adapter(model: BaseModel, files: dict[str, bytes], *, trainable: bool) -> Adapter:
+def unpack_adapter(model: BaseModel, files: dict[str, bytes]) -> Adapter:
     ours = json.loads(files[OURS])
-    return Adapter.from_tensors(
-        model, ours["rank"], ours["trains"], load(files[WEIGHTS]), trainable=trainable
-    )
+    return Adapter.from_tensors(model, ours["rank"], ours["trains"], load(files[WEIGHTS]))
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}

@@ -12,14 +12,14 @@ import pyrage
 from safetensors.torch import load, save
 
 from tinsmith_worker import checkpoint_files
-from tinsmith_worker.engine.training import RunState
+from tinsmith_worker.engine.optimizer import RunState
 from tinsmith_worker.engine.values import InvalidInput
 
 _HEAD, _TINKERS_HEAD = ".lm_head.", ".model.unembed_tokens."
 
 
 def pack_external(
-    state: RunState, base_model: str, recipients: Sequence[str] | None
+    state: RunState, base_model: str, recipients: Sequence[Any] | None
 ) -> dict[str, bytes]:
     """With recipients, each of them can decrypt every file alone (age-encryption.org/v1)."""
     packed = checkpoint_files.pack(state, base_model, optimizer=False)
@@ -29,8 +29,14 @@ def pack_external(
     }
     if recipients is None:
         return files
-    keys = [_recipient(text, index) for index, text in enumerate(recipients)]
-    return {f"{name}.age": pyrage.encrypt(data, keys) for name, data in files.items()}
+    return {f"{name}.age": pyrage.encrypt(data, recipients) for name, data in files.items()}
+
+
+def parse_recipients(texts: Sequence[str] | None) -> list[Any] | None:
+    """Before anything is copied or written; raises InvalidInput naming the one that does not parse."""
+    if texts is None:
+        return None
+    return [_recipient(text, index) for index, text in enumerate(texts)]
 
 
 def _renamed_weights(data: bytes) -> bytes:

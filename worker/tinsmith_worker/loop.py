@@ -1,28 +1,36 @@
 """The worker's day: take, schedule, run, finish. Everything it decides, others decide for it.
 
-Policy between training and sampling: after each training pass come up to
-`sampling_steps_per_training_pass` sampling steps, so neither waits for more than one turn of the other.
+Training and sampling share the device by time: while both have work, sampling steps follow each
+training pass until they have had `sampling_share` of the two. A pass and a step are the grain, so
+neither waits for more than one of the other's turns.
 """
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import structlog
 from redis.exceptions import RedisError
-from tinsmith.protocol.jobs import Job, Result, failure
+from tinsmith.protocol.errors import TinsmithError
+from tinsmith.protocol.jobs import Job, Kind, Result, failure
 
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.ops import Ops
+from tinsmith_worker.engine.training import Work
+from tinsmith_worker.engine.values import InvalidInput
+from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged, work_of
 from tinsmith_worker.queue import Fenced, Queue
 from tinsmith_worker.runs import Resident, Runs
 from tinsmith_worker.samples import SamplingDesk
+from tinsmith_worker.saver import Saver
 from tinsmith_worker.scheduler import Scheduler
 from tinsmith_worker.settings import Settings
 from tinsmith_worker.store import Store
 
 _log = structlog.get_logger()
 _HOUSEKEEPING_SECONDS = 1.0
+_PASSES_IN_WORK = 4
+"""How many passes' tokens are in work at once: enough to fill each pass, and no more to wait behind."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,14 @@ class Home:
 
     base_model: str
     epoch: int
+
+
+@dataclass(frozen=True)
+class _InWork:
+    """A job that was begun and is not answered."""
+
+    job: Job
+    resident: Resident
 
 
 class Worker:
@@ -43,18 +59,25 @@ class Worker:
         desks: Mapping[str, SamplingDesk],
     ) -> None:
         self._settings, self._queue, self._models, self._desks = settings, queue, models, desks
-        self._ops = Ops(store, settings.max_pass_tokens)
-        self._scheduler = Scheduler(settings.max_pass_tokens)
+        self._saver = Saver(store, queue.ring)
+        weights = {name: desk.weights for name, desk in desks.items()}
+        self._ops = Ops(store, self._saver, weights, settings.max_pass_tokens)
+        self._trainers = {name: self._ops.trainer(model) for name, model in models.items()}
+        self._scheduler = Scheduler(_PASSES_IN_WORK * settings.max_pass_tokens)
         self._runs = Runs(
             queue,
             store,
+            self._saver,
             models,
             self._ops,
             max_resident=settings.max_resident_runs,
             snapshot_steps=settings.snapshot_steps,
             snapshot_log_bytes=settings.snapshot_log_bytes,
-            is_busy=lambda run_id: run_id in self._scheduler.lines,
+            is_busy=self._scheduler.busy_with,
         )
+        self._training: dict[int, _InWork] = {}
+        """By the identity of its work."""
+        self._saving: list[tuple[_InWork, Future[Result]]] = []
         self._homes: dict[str, Home] = {}
         self._news: set[str] = set()
         self._gaps: dict[str, float] = {}
@@ -72,14 +95,16 @@ class Worker:
 
     def turn(self) -> None:
         self._intake()
+        self._begin()
         trained = self._train()
-        for _ in range(self._settings.sampling_steps_per_training_pass if trained else 1):
-            for desk in self._desks.values():
-                desk.step()
+        self._sample(trained)
+        self._finish_saves()
 
     def drain(self) -> None:
         """A planned stop: what is claimed is given back, what is done is snapshot."""
+        self._saver.close()
         try:
+            self._finish_saves()
             self._runs.snapshot_all()
             self._queue.withdraw(self._models)
         except RedisError as error:  # whoever adopts the runs replays a little more
@@ -88,18 +113,24 @@ class Worker:
     # Take
 
     def _intake(self) -> None:
-        if self._busy:
+        self._take_samples()  # before waiting: their bell may have rung for others only
+        if self._computing:
             self._news |= self._queue.news()
         else:
             self._news |= self._queue.wait(self._models, _HOUSEKEEPING_SECONDS)
         self._housekeep()
         self._take()
+        self._take_samples()
+
+    def _take_samples(self) -> None:
         for desk in self._desks.values():
             desk.take()
 
     @property
-    def _busy(self) -> bool:
-        return bool(self._scheduler.lines) or any(desk.busy for desk in self._desks.values())
+    def _computing(self) -> bool:
+        return any(one.busy for one in self._trainers.values()) or any(
+            desk.ready for desk in self._desks.values()
+        )
 
     def _take(self) -> None:
         if not self._news:
@@ -120,20 +151,24 @@ class Worker:
         """Under a new epoch, what was claimed under an old one has been taken again."""
         home = self._homes.get(run_id)
         if home is None or home.epoch != epoch:
-            self._scheduler.drop(run_id)
+            self._forget(run_id)
             home = self._homes[run_id] = Home(self._queue.record(run_id).base_model, epoch)
         return home
 
     def _housekeep(self) -> None:
+        cancelled = self._queue.cancellations()
+        for desk in self._desks.values():
+            desk.cancel(cancelled)
         now = time.monotonic()
         if now - self._housekept < _HOUSEKEEPING_SECONDS:
             return
         self._housekept = now
         self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
-        cancelled = self._queue.cancellations()
+        self._saver.try_again()
+        self._runs.settle_snapshots()
         for desk in self._desks.values():
             desk.rescue()
-            desk.cancel(cancelled)
+            desk.try_again()
 
     def _close_gap_in_time(self, run_id: str, epoch: int) -> None:
         if time.monotonic() - self._gaps[run_id] < self._settings.gap_seconds:
@@ -149,62 +184,125 @@ class Worker:
         self._queue.close_gap(run_id, epoch, missing, behind)
         del self._gaps[run_id]
 
-    # Schedule, run, finish
+    # Schedule and run
 
-    def _train(self) -> bool:
-        """Whether a pass was made. Ops that need none are all run first."""
-        while batch := self._scheduler.next_batch():
-            if batch[0].kind.needs_pass:
-                self._run_pass(batch)
-                return True
-            self._run_one(batch[0])
-        return False
+    def _begin(self) -> None:
+        """Run what needs no pass, as long as there is any, and hand the rest to the trainers."""
+        while jobs := self._scheduler.next_alone():
+            ready = [one for job in jobs if (one := self._in_work(job))]
+            self._step([one for one in ready if one.job.kind is Kind.OPTIM_STEP])
+            for one in ready:
+                if one.job.kind is not Kind.OPTIM_STEP:
+                    self._run_alone(one)
+        for job in self._scheduler.next_passes():
+            if one := self._in_work(job):
+                self._enter(one)
 
-    def _run_one(self, job: Job) -> None:
-        if resident := self._resident(job):
-            model = self._models[resident.base_model]
-            try:
-                resident.state, result = self._ops.run_one(model, resident.state, job)
-            except Exception as error:  # noqa: BLE001 - one tenant's accident is not the worker's end
-                result = self._accident(job, error)
-            self._finish(job, resident, result)
-
-    def _run_pass(self, jobs: list[Job]) -> None:
-        ready = [(job, resident) for job in jobs if (resident := self._resident(job))]
-        if not ready:
-            return
-        model = self._models[ready[0][1].base_model]
-        try:
-            results = self._ops.run_pass(
-                model, [resident.state for _, resident in ready], [job for job, _ in ready]
-            )
-        except Exception as error:  # noqa: BLE001 - as above; nothing of a failed pass is kept
-            results = [self._accident(job, error) for job, _ in ready]
-        for (job, resident), result in zip(ready, results, strict=True):
-            self._finish(job, resident, result)
-
-    def _resident(self, job: Job) -> Resident | None:
-        """The run's state; None when it could not be rebuilt, and the job has failed with that."""
+    def _in_work(self, job: Job) -> _InWork | None:
+        """With the run's state; None when it could not be rebuilt, and the job has failed with that."""
         epoch = self._homes[job.run_id].epoch
         try:
-            return self._runs.get(job.run_id, epoch)
+            return _InWork(job, self._runs.get(job.run_id, epoch))
         except RedisError:
             raise
         except Exception as error:  # noqa: BLE001 - a damaged run fails alone
-            result = self._accident(job, error)
-            self._hand_over(job, epoch, result)
+            self._hand_over(job, epoch, self._accident(job, error))
             return None
 
-    def _finish(self, job: Job, resident: Resident, result: Result) -> None:
-        if self._hand_over(job, resident.epoch, result) and not result.failed:
+    def _step(self, ready: list[_InWork]) -> None:
+        if not ready:
+            return
+        jobs = [one.job for one in ready]
+        try:
+            results = self._ops.run_steps([one.resident.state for one in ready], jobs)
+        except Exception as error:  # noqa: BLE001 - one tenant's accident is not the worker's end
+            results = [self._accident(job, error) for job in jobs]
+        for one, result in zip(ready, results, strict=True):
+            self._finish(one, result)
+
+    def _run_alone(self, one: _InWork) -> None:
+        model = self._models[one.resident.base_model]
+        result: Result | Future[Result]
+        try:
+            one.resident.state, result = self._ops.run_one(model, one.resident.state, one.job)
+        except Exception as error:  # noqa: BLE001 - as above
+            result = self._accident(one.job, error)
+        if isinstance(result, Result):
+            self._finish(one, result)
+        else:
+            self._saving.append((one, result))
+
+    def _enter(self, one: _InWork) -> None:
+        state = one.resident.state
+        if state is None:
+            self._finish(one, failure(NEVER_CREATED))
+            return
+        trainer = self._trainers[one.resident.base_model]
+        try:
+            work = work_of(state, one.job)
+        except (InvalidInput, TinsmithError) as error:
+            work = Work(run=state, data=[], loss_fn="", loss_fn_config={})
+            trainer.refuse(work, str(error))
+        else:
+            trainer.add(work)
+        self._training[id(work)] = one
+
+    def _train(self) -> float:
+        """A pass of each base model that has work; answers the seconds it took."""
+        began = time.monotonic()
+        for trainer in self._trainers.values():
+            if trainer.busy:
+                try:
+                    settled = trainer.step()
+                except Exception as error:  # noqa: BLE001 - nothing of a failed pass is kept
+                    self._fail_all(trainer.clear(), error)
+                    continue
+                for work, outcome in settled:
+                    self._finish(self._training.pop(id(work)), answer_of(outcome))
+        return time.monotonic() - began
+
+    def _fail_all(self, works: list[Work], error: Exception) -> None:
+        for work in works:
+            one = self._training.pop(id(work))
+            self._finish(one, self._accident(one.job, error))
+
+    def _sample(self, trained_seconds: float) -> None:
+        """Steps until sampling has had its share of the time; one where nothing trains."""
+        share = self._settings.sampling_share
+        room = trained_seconds * share / (1 - share)
+        began = time.monotonic()
+        while ready := [desk for desk in self._desks.values() if desk.ready]:
+            for desk in ready:
+                desk.step()
+            if time.monotonic() - began >= room:
+                return
+            for desk in self._desks.values():
+                desk.cancel(self._queue.cancellations())
+                desk.take()
+
+    def _finish_saves(self) -> None:
+        still = []
+        for one, answer in self._saving:
+            if answer.done():
+                self._finish(one, answer.result())
+            else:
+                still.append((one, answer))
+        self._saving = still
+
+    # Finish
+
+    def _finish(self, one: _InWork, result: Result) -> None:
+        if self._hand_over(one.job, one.resident.epoch, result) and not result.failed:
             try:
-                self._runs.finished(job, resident)
+                self._runs.finished(one.job, one.resident)
             except Fenced:
-                self._let_go(job.run_id)
+                self._let_go(one.job.run_id)
 
     def _hand_over(self, job: Job, epoch: int, result: Result) -> bool:
+        """Whether the run is still ours."""
+        self._scheduler.finished(job)
         try:
-            self._queue.done(job, epoch, result)
+            self._queue.done(job, epoch, result, logged=logged(job) and not result.failed)
         except Fenced:
             self._let_go(job.run_id)
             return False
@@ -212,9 +310,23 @@ class Worker:
 
     def _let_go(self, run_id: str) -> None:
         _log.warning("run_has_moved", run_id=run_id)
-        self._runs.drop(run_id)
-        self._scheduler.drop(run_id)
+        self._forget(run_id)
         self._homes.pop(run_id, None)
+
+    def _forget(self, run_id: str) -> None:
+        """Its state here is history, and so is what was begun on it."""
+        self._runs.drop(run_id)
+        for key, one in list(self._training.items()):
+            if one.job.run_id == run_id:
+                del self._training[key]
+                self._scheduler.finished(one.job)
+                if one.resident.state is not None:
+                    self._trainers[one.resident.base_model].abandon(one.resident.state)
+        for one, answer in list(self._saving):
+            if one.job.run_id == run_id:
+                self._saving.remove((one, answer))
+                self._scheduler.finished(one.job)
+        self._scheduler.drop(run_id)
 
     def _accident(self, job: Job, error: Exception) -> Result:
         """An error that is nobody's input: logged whole, told as a reference.

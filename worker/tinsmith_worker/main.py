@@ -12,15 +12,18 @@ import torch
 from tinsmith.protocol.jobs import ModelCard
 from tinsmith.protocol.store_layout import tokenizer_prefix
 
-from tinsmith_worker.engine.base_model import BaseModel, ModelRefused
+from tinsmith_worker.engine.base_model import BaseModel, ModelRefused, load
+from tinsmith_worker.engine.memory import max_blocks
 from tinsmith_worker.engine.sampler import Sampler
 from tinsmith_worker.loop import Worker
 from tinsmith_worker.queue import Lease, Queue
-from tinsmith_worker.samples import Adapters, SamplingDesk
+from tinsmith_worker.sampler_weights import SamplerWeights
+from tinsmith_worker.samples import SamplingDesk
 from tinsmith_worker.settings import Settings, SettingsError
 from tinsmith_worker.store import Store
 
 _log = structlog.get_logger()
+_JOBS_PER_SLOT = 2  # a few wait at the worker, so that a place that falls free is filled at once
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,8 +50,12 @@ def work(settings: Settings) -> None:
     name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     queue, store = Queue(settings.redis_url, name), Store(settings.store_url)
     models = {
-        served: BaseModel.load(
-            folder, name=served, device=settings.device, dtype=getattr(torch, settings.dtype)
+        served: load(
+            folder,
+            name=served,
+            device=settings.device,
+            dtype=getattr(torch, settings.dtype),
+            exact=settings.exact,
         )
         for served, folder in settings.models.items()
     }
@@ -72,10 +79,13 @@ def work(settings: Settings) -> None:
 
 def _desk(settings: Settings, queue: Queue, store: Store, model: BaseModel) -> SamplingDesk:
     sampler = Sampler(
-        model, max_slots=settings.max_sampling_slots, max_pass_tokens=settings.max_pass_tokens
+        model,
+        max_slots=settings.max_sampling_slots,
+        max_pass_tokens=settings.max_pass_tokens,
+        max_blocks=max_blocks(model, settings.kv_cache_gib, shares=len(settings.models)),
     )
-    adapters = Adapters(store, model, max_held=settings.max_resident_runs)
-    return SamplingDesk(queue, model, sampler, adapters, max_jobs=settings.max_sampling_slots)
+    weights = SamplerWeights(store, model, settings.max_resident_runs, on_leave=sampler.forget)
+    return SamplingDesk(queue, model, sampler, weights, max_jobs=_JOBS_PER_SLOT * settings.max_sampling_slots)
 
 
 def _card(settings: Settings, store: Store, model: BaseModel) -> ModelCard:

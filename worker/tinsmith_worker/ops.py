@@ -1,12 +1,11 @@
-"""What each kind of job does to a run. One table for live ops and for replay, so they cannot differ.
+"""What each kind of job does to a run. One table for live ops and for replay, so they cannot differ."""
 
-Legend of results: (new state or None if it is unchanged, payload for the client).
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import msgspec
+import structlog
 from tinsmith.protocol import tensors
 from tinsmith.protocol.errors import TinsmithError
 from tinsmith.protocol.jobs import (
@@ -26,18 +25,16 @@ from tinsmith.protocol.jobs import (
 from tinsmith_worker import checkpoint_files
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.training import (
-    AdamParams,
-    Outcome,
-    RunState,
-    Work,
-    forward_backward,
-    optim_step,
-)
+from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_steps
+from tinsmith_worker.engine.training import Outcome, Trainer, Work
 from tinsmith_worker.engine.values import Datum, InvalidInput
-from tinsmith_worker.external_files import pack_external
+from tinsmith_worker.external_files import pack_external, parse_recipients
+from tinsmith_worker.sampler_weights import SamplerWeights
+from tinsmith_worker.saver import Saver
 from tinsmith_worker.store import FolderDamaged, Store, StoreUnavailable
 
+_log = structlog.get_logger()
+NEVER_CREATED = "model_id: this run was never created; its creation failed."
 _NOT_STORED = (
     "The checkpoint was not saved: the service's store is full or out of reach. Try again."
 )
@@ -46,58 +43,63 @@ _NOT_STORED = (
 @dataclass(frozen=True)
 class Ops:
     store: Store
+    saver: Saver
+    samplers: Mapping[str, SamplerWeights]
+    """By base model."""
     max_pass_tokens: int
 
     def run_one(
         self, model: BaseModel, state: RunState | None, job: Job
-    ) -> tuple[RunState | None, Result]:
-        """A create, load, step or save. A user's mistake becomes a failed result."""
+    ) -> tuple[RunState | None, "Result | Future[Result]"]:
+        """A create, load or save. A user's mistake becomes a failed result."""
         try:
             return self._dispatch(model, state, job)
         except (InvalidInput, TinsmithError) as error:
             return state, failure(str(error))
 
-    def run_pass(
-        self, model: BaseModel, states: Sequence[RunState | None], jobs: Sequence[Job]
-    ) -> list[Result]:
-        """The forward ops of several runs in shared passes; each fails or succeeds alone."""
+    def run_steps(self, states: Sequence[RunState | None], jobs: Sequence[Job]) -> list[Result]:
+        """The optimizer steps of several runs together; each fails or succeeds alone."""
         results: dict[int, Result] = {}
-        works: dict[int, Work] = {}
+        steps: dict[int, tuple[RunState, AdamParams]] = {}
         for index, (state, job) in enumerate(zip(states, jobs, strict=True)):
             try:
-                works[index] = _work(_created(state), job)
-            except (InvalidInput, TinsmithError) as error:
+                steps[index] = (_created(state), _adam_params(job))
+            except InvalidInput as error:
                 results[index] = failure(str(error))
-        outcomes = forward_backward(
-            model, list(works.values()), max_pass_tokens=self.max_pass_tokens
-        )
-        for index, outcome in zip(works, outcomes, strict=True):
-            results[index] = _answer(outcome)
+        for index, metrics in zip(steps, optim_steps(list(steps.values())), strict=True):
+            results[index] = Result(data=encode({"metrics": metrics}))
         return [results[index] for index in range(len(jobs))]
+
+    def trainer(self, model: BaseModel) -> Trainer:
+        return Trainer(model, max_pass_tokens=self.max_pass_tokens)
 
     def replay(self, model: BaseModel, state: RunState | None, job: Job) -> RunState | None:
         """Repeat a logged op. It succeeded once, so a failure now is ours, not the user's."""
+        result: Result | Future[Result]
         if job.kind is Kind.FORWARD_BACKWARD:
-            [result] = self.run_pass(model, [state], [job])
+            result = self._train_again(model, _created(state), job)
+        elif job.kind is Kind.OPTIM_STEP:
+            [result] = self.run_steps([state], [job])
+        elif job.kind.saves:
+            return self._save_again(model, _created(state), job)
         else:
             state, result = self.run_one(model, state, job)
+        assert isinstance(result, Result)
         if result.failed:
             raise RuntimeError(f"replay of {job.request_id} failed: {result.data[:200]!r}")
         return state
 
     def _dispatch(
         self, model: BaseModel, state: RunState | None, job: Job
-    ) -> tuple[RunState | None, Result]:
+    ) -> tuple[RunState | None, "Result | Future[Result]"]:
         match job.kind:
             case Kind.CREATE_MODEL:
                 return self._create(model, job)
             case Kind.LOAD_WEIGHTS:
                 return self._load(model, job)
-            case Kind.OPTIM_STEP:
-                return state, self._step(_created(state), job)
             case Kind.SAVE_WEIGHTS | Kind.SAVE_WEIGHTS_FOR_SAMPLER:
                 return state, self._save(model, _created(state), job)
-        raise AssertionError(f"{job.kind} needs a pass")
+        raise AssertionError(f"{job.kind} is not run alone")
 
     def _create(self, model: BaseModel, job: Job) -> tuple[RunState, Result]:
         spec = msgspec.json.decode(job.body, type=CreateModelJob).adapter
@@ -122,22 +124,61 @@ class Ops:
         payload = {"type": "load_weights", "path": body.path, "model_id": job.run_id}
         return state, Result(data=encode(payload))
 
-    def _step(self, state: RunState, job: Job) -> Result:
-        adam = msgspec.json.decode(job.body, type=OptimStepJob).adam
-        params = AdamParams(**msgspec.structs.asdict(adam))
-        return Result(data=encode({"metrics": optim_step(state, params)}))
-
-    def _save(self, model: BaseModel, state: RunState, job: Job) -> Result:
+    def _save(self, model: BaseModel, state: RunState, job: Job) -> "Result | Future[Result]":
+        """A sampler's weights are at hand at once; whether its answer waits for the store, the job says."""
         body = msgspec.json.decode(job.body, type=SaveJob)
-        if body.external:
-            files = pack_external(state, model.name, body.recipients)
-        else:
+        recipients = parse_recipients(body.recipients)
+        copy = state.copied()
+
+        def files() -> dict[str, bytes]:
+            if body.external:
+                return pack_external(copy, model.name, recipients)
+            return checkpoint_files.pack(copy, model.name, optimizer=body.optimizer)
+
+        written = self.saver.write(job.run_id, body.prefix, files, until_it_works=body.behind)
+        if job.kind is Kind.SAVE_WEIGHTS_FOR_SAMPLER:
+            self.samplers[model.name].put(body.prefix, copy.adapter, written)
+        if body.behind:
+            size = checkpoint_files.size_bytes(copy, optimizer=body.optimizer)
+            return Result(data=encode(SaveResult(size_bytes=size, answer=body.answer)))
+        answer: Future[Result] = Future()
+        written.add_done_callback(lambda done: answer.set_result(_saved(done, body)))
+        return answer
+
+    def _train_again(self, model: BaseModel, state: RunState, job: Job) -> Result:
+        trainer = self.trainer(model)
+        trainer.add(work_of(state, job))
+        settled = []
+        while trainer.busy:
+            settled += trainer.step()
+        [(_, outcome)] = settled
+        return answer_of(outcome)
+
+    def _save_again(self, model: BaseModel, state: RunState, job: Job) -> RunState:
+        """A logged save was answered before the store had it; now it may, or may not."""
+        body = msgspec.json.decode(job.body, type=SaveJob)
+        if not self.store.has_folder(body.prefix):
             files = checkpoint_files.pack(state, model.name, optimizer=body.optimizer)
-        try:
-            size = self.store.write_folder(body.prefix, files)
-        except StoreUnavailable:
-            return failure(_NOT_STORED, "server")
-        return Result(data=encode(SaveResult(size_bytes=size, answer=body.answer)))
+            self.store.write_folder(body.prefix, files)
+        return state
+
+
+def _saved(done: "Future[int]", body: SaveJob) -> Result:
+    try:
+        size = done.result()
+    except StoreUnavailable:
+        return failure(_NOT_STORED, "server")
+    except Exception as error:  # noqa: BLE001 - it is told, and the run goes on
+        _log.error("save_failed", prefix=body.prefix, exc_info=error)
+        return failure(_NOT_STORED, "server")
+    return Result(data=encode(SaveResult(size_bytes=size, answer=body.answer)))
+
+
+def logged(job: Job) -> bool:
+    """Whether a replay of the run must repeat the op: it changed the run, or the store may lack it."""
+    if job.kind.saves:
+        return msgspec.json.decode(job.body, type=SaveJob).behind
+    return job.kind.changes_state
 
 
 def snapshot_files(state: RunState, base_model: str) -> dict[str, bytes]:
@@ -150,11 +191,11 @@ def restore_snapshot(model: BaseModel, files: dict[str, bytes]) -> RunState:
 
 def _created(state: RunState | None) -> RunState:
     if state is None:
-        raise InvalidInput("model_id: this run was never created; its creation failed.")
+        raise InvalidInput(NEVER_CREATED)
     return state
 
 
-def _work(state: RunState, job: Job) -> Work:
+def work_of(state: RunState, job: Job) -> Work:
     request = tensors.parse_forward_backward(job.body)
     data = [Datum(datum.tokens, datum.inputs) for datum in tensors.decode_data(request)]
     return Work(
@@ -166,8 +207,15 @@ def _work(state: RunState, job: Job) -> Work:
     )
 
 
-def _answer(outcome: Outcome) -> Result:
+def answer_of(outcome: Outcome) -> Result:
     if outcome.error is not None:
         return failure(outcome.error)
     output = tensors.encode_outputs(outcome.logprobs, outcome.metrics)
     return Result(data=output.SerializeToString(), content=Content.FORWARD_BACKWARD)
+
+
+def _adam_params(job: Job) -> AdamParams:
+    adam = msgspec.json.decode(job.body, type=OptimStepJob).adam
+    params = AdamParams(**msgspec.structs.asdict(adam))
+    params.validate()
+    return params

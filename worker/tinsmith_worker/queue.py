@@ -112,9 +112,17 @@ class Queue:
         rows = self._run("take", self.worker, max_tokens, *run_ids)
         return [_taken(row) for row in rows]
 
-    def done(self, job: Job, epoch: int, result: Result) -> None:
-        """Hand over a result; raises Fenced when the run has moved."""
-        logged = job.kind.changes_state and not result.failed
+    def ring(self, run_id: str) -> None:
+        """Wake this worker's loop; may be called from any thread."""
+        self.redis.rpush(keys.inbox(self.worker), run_id)
+
+    def done(self, job: Job, epoch: int, result: Result, *, logged: bool | None = None) -> None:
+        """Hand over a result; raises Fenced when the run has moved.
+
+        `logged`: a replay of the run must repeat the op. None: as its kind says.
+        """
+        if logged is None:
+            logged = job.kind.changes_state and not result.failed
         answer = self._run(
             "done",
             self.worker,

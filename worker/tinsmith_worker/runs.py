@@ -6,6 +6,7 @@ from memory at any moment, by eviction or by death, and nothing that a client wa
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import structlog
@@ -13,9 +14,10 @@ from tinsmith.protocol.jobs import Job, Kind
 from tinsmith.protocol.store_layout import snapshot_prefix
 
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.training import RunState
+from tinsmith_worker.engine.optimizer import RunState
 from tinsmith_worker.ops import Ops, restore_snapshot, snapshot_files
 from tinsmith_worker.queue import Fenced, Queue
+from tinsmith_worker.saver import Saver
 from tinsmith_worker.store import Store, StoreUnavailable
 
 _log = structlog.get_logger()
@@ -32,11 +34,22 @@ class Resident:
     log_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class _Snapshot:
+    """One on its way to the store."""
+
+    resident: Resident
+    prefix: str
+    seq_id: int
+    written: "Future[int]"
+
+
 class Runs:
     def __init__(
         self,
         queue: Queue,
         store: Store,
+        saver: Saver,
         models: Mapping[str, BaseModel],
         ops: Ops,
         *,
@@ -46,6 +59,8 @@ class Runs:
         is_busy: Callable[[str], bool],
     ) -> None:
         self._queue, self._store, self._models, self._ops = queue, store, models, ops
+        self._saver = saver
+        self._snapshots: dict[str, _Snapshot] = {}
         self._max_resident = max_resident
         self._snapshot_steps = snapshot_steps
         self._snapshot_log_bytes = snapshot_log_bytes
@@ -77,31 +92,59 @@ class Runs:
             or resident.log_bytes >= self._snapshot_log_bytes
         )
         if due and resident.state is not None and not resident.state.has_gradient:
-            self._snapshot(job.run_id, resident, job.seq_id)
+            self._begin_snapshot(job.run_id, resident, job.seq_id)
+
+    def _begin_snapshot(self, run_id: str, resident: Resident, seq_id: int) -> None:
+        """Copy now, write beside the loop. A save on its way first: the log must outlive it."""
+        if run_id in self._snapshots or self._saver.writes_for(run_id):
+            return
+        assert resident.state is not None
+        copy, base_model = resident.state.copied(), resident.base_model
+        prefix = snapshot_prefix(run_id, resident.epoch, seq_id)
+        written = self._saver.write(run_id, prefix, lambda: snapshot_files(copy, base_model))
+        self._snapshots[run_id] = _Snapshot(resident, prefix, seq_id, written)
+        resident.steps_since_snapshot = resident.log_bytes = 0
+
+    def settle_snapshots(self) -> None:
+        """Record those that the store has taken."""
+        for run_id, one in list(self._snapshots.items()):
+            if not one.written.done():
+                continue
+            del self._snapshots[run_id]
+            if error := one.written.exception():  # the log still holds everything
+                _log.error("snapshot_failed", run_id=run_id, exc_info=error)
+                continue
+            try:
+                self._record(run_id, one.resident.epoch, one.prefix, one.seq_id)
+            except Fenced:
+                _log.warning("run_has_moved", run_id=run_id)
 
     def snapshot_all(self) -> None:
-        """Before a planned stop, so that whoever adopts the runs need not replay."""
+        """Before a planned stop, so that whoever adopts the runs need not replay.
+
+        Nothing may be on its way to the store any more.
+        """
+        self.settle_snapshots()
         for run_id, resident in self._resident.items():
             state = resident.state
             if state is None or state.has_gradient or not resident.log_bytes:
                 continue
+            if self._saver.writes_for(run_id):  # a save that failed: only the log has it
+                continue
             try:
-                self._snapshot(run_id, resident, self._queue.record(run_id).done)
+                seq_id = self._queue.record(run_id).done
+                prefix = snapshot_prefix(run_id, resident.epoch, seq_id)
+                self._store.write_folder(prefix, snapshot_files(state, resident.base_model))
+                self._record(run_id, resident.epoch, prefix, seq_id)
             except Fenced:
                 _log.warning("run_has_moved", run_id=run_id)
+            except StoreUnavailable as error:
+                _log.error("snapshot_failed", run_id=run_id, exc_info=error)
 
-    def _snapshot(self, run_id: str, resident: Resident, seq_id: int) -> None:
-        assert resident.state is not None
-        prefix = snapshot_prefix(run_id, resident.epoch, seq_id)
-        try:
-            self._store.write_folder(prefix, snapshot_files(resident.state, resident.base_model))
-        except StoreUnavailable as error:  # the log still holds everything
-            _log.error("snapshot_failed", run_id=run_id, exc_info=error)
-            return
-        previous = self._queue.snapshot_taken(run_id, resident.epoch, prefix, seq_id)
+    def _record(self, run_id: str, epoch: int, prefix: str, seq_id: int) -> None:
+        previous = self._queue.snapshot_taken(run_id, epoch, prefix, seq_id)
         if previous and previous != prefix:
             self._store.delete_folder(previous)
-        resident.steps_since_snapshot = resident.log_bytes = 0
 
     def _rebuild(self, run_id: str, epoch: int) -> Resident:
         record = self._queue.record(run_id)

@@ -1,9 +1,8 @@
 """Sampling jobs on their way through the sampler: adapters resolved, results encoded.
 
-Knows which adapters are at hand; has never heard of a training run.
+Has never heard of a training run.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import msgspec
@@ -14,38 +13,14 @@ from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.errors import TinsmithError
 from tinsmith.protocol.jobs import Content, Result, SampleJob, failure
 
-from tinsmith_worker import checkpoint_files
-from tinsmith_worker.engine.adapter import FrozenAdapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.prompt_scores import TopK
 from tinsmith_worker.engine.sampler import Finished, Sampler
 from tinsmith_worker.engine.values import InvalidInput, SampleRequest, TargetCells
 from tinsmith_worker.queue import Queue, SampleTicket
-from tinsmith_worker.store import FolderDamaged, Store
+from tinsmith_worker.sampler_weights import NotThere, SamplerWeights
 
 _log = structlog.get_logger()
-
-
-class Adapters:
-    """Frozen adapters by their folder in the store; the least used leaves first."""
-
-    def __init__(self, store: Store, model: BaseModel, max_held: int) -> None:
-        self._store, self._model, self._max_held = store, model, max_held
-        self._held: OrderedDict[str, FrozenAdapter] = OrderedDict()
-
-    def get(self, prefix: str) -> FrozenAdapter:
-        if prefix not in self._held:
-            try:
-                files = self._store.read_folder(prefix)
-            except FolderDamaged:
-                raise InvalidInput(
-                    "sampling_session_id: its weights were deleted; save them again."
-                ) from None
-            self._held[prefix] = checkpoint_files.unpack_frozen(self._model, files)
-            while len(self._held) > self._max_held:
-                self._held.popitem(last=False)
-        self._held.move_to_end(prefix)
-        return self._held[prefix]
 
 
 @dataclass
@@ -55,11 +30,12 @@ class SamplingDesk:
     queue: Queue
     model: BaseModel
     sampler: Sampler
-    adapters: Adapters
+    weights: SamplerWeights
     max_jobs: int
 
     def __post_init__(self) -> None:
         self._tickets: dict[str, SampleTicket] = {}
+        self._without_weights: list[SampleTicket] = []
 
     @property
     def busy(self) -> bool:
@@ -80,29 +56,54 @@ class SamplingDesk:
             self.sampler.cancel(request_id)
             self._finish(request_id, failure("The request was cancelled by the client."))
 
+    @property
+    def ready(self) -> bool:
+        """Whether a step would do something."""
+        return self.sampler.busy
+
     def step(self) -> None:
-        if self.busy:
-            for finished in self.sampler.step():
-                ticket = self._tickets[finished.request_id]
-                self._finish(finished.request_id, _result(finished, ticket.body))
+        for finished in self.sampler.step():
+            ticket = self._tickets[finished.request_id]
+            self._finish(finished.request_id, _result(finished, ticket.body))
+
+    def try_again(self) -> None:
+        """Jobs whose weights were not in the store yet."""
+        waiting, self._without_weights = self._without_weights, []
+        for ticket in waiting:
+            if ticket.request_id in self._tickets:
+                self._begin(ticket)
 
     def _start(self, ticket: SampleTicket) -> None:
         if ticket.request_id in self._tickets:
             return
         self._tickets[ticket.request_id] = ticket
+        self._begin(ticket)
+
+    def _begin(self, ticket: SampleTicket) -> None:
         try:
-            self.sampler.add(self._request(ticket))
+            request = self._request(ticket)
+            if request is None:
+                self._without_weights.append(ticket)
+            else:
+                self.sampler.add(request)
         except (InvalidInput, TinsmithError) as error:
             self._finish(ticket.request_id, failure(str(error)))
+        except NotThere:
+            sentence = "sampling_session_id: its weights were deleted; save them again."
+            self._finish(ticket.request_id, failure(sentence))
 
-    def _request(self, ticket: SampleTicket) -> SampleRequest:
+    def _request(self, ticket: SampleTicket) -> SampleRequest | None:
+        """None while its weights are on their way."""
         job = msgspec.json.decode(ticket.body, type=SampleJob)
+        adapter = self.weights.get(job.adapter_prefix) if job.adapter_prefix else None
+        if job.adapter_prefix and adapter is None:
+            return None
         params = job.params
         stop: list[str | int] | None
         stop = [params.stop] if isinstance(params.stop, str) else params.stop
         return SampleRequest(
             request_id=ticket.request_id,
-            adapter=self.adapters.get(job.adapter_prefix) if job.adapter_prefix else None,
+            adapter=adapter,
             prompt=job.prompt,
             num_samples=job.num_samples,
             max_tokens=params.max_tokens,
@@ -132,7 +133,7 @@ def _targets(job: SampleJob) -> TargetCells | None:
 def _result(finished: Finished, body: bytes) -> Result:
     if finished.error is not None:
         return failure(finished.error)
-    response = pb.SampleResponse()
+    response = pb.SampleResponse(prompt_cache_hit_tokens=finished.prompt_cache_hit_tokens)
     for sequence in finished.sequences:
         reason = pb.STOP_REASON_STOP if sequence.stop_reason == "stop" else pb.STOP_REASON_LENGTH
         response.sequences.append(

@@ -1,9 +1,7 @@
-"""Chooses which jobs share the next pass. No clock, no Redis, no torch.
+"""Chooses what runs next. No clock, no Redis, no torch.
 
-Policy: each run's ops run in order. Ops that need no pass over the base model (create, step, save)
-go first. Then the heads of as many runs of one base model as fit the token budget share a pass, at
-most one request of a run: so what a run's gradient adds up to, and in which order, depends on the
-run alone. Runs are served in turn: who was served goes to the back.
+A run's ops are begun in `seq_id` order. Those that run tokens through the model may be in work
+together, whoever's they are; any other waits until its run has nothing in work.
 """
 
 from collections import deque
@@ -11,18 +9,26 @@ from dataclasses import dataclass, field
 
 from tinsmith.protocol.jobs import Job
 
+MAX_IN_WORK = 32
+"""Requests that gather a gradient of their own at one time."""
+
 
 @dataclass
 class Line:
-    """One run's claimed jobs, in seq_id order."""
+    """One run's jobs, in order; TAKE hands them over contiguous."""
 
     base_model: str
     jobs: deque[Job] = field(default_factory=deque)
+    in_work: int = 0
+    alone: bool = False
+    """Whether what is in work lets nothing else of the run begin."""
 
 
 class Scheduler:
-    def __init__(self, max_batch_tokens: int) -> None:
-        self.max_batch_tokens = max_batch_tokens
+    def __init__(self, max_tokens_in_work: int) -> None:
+        self._max_tokens = max_tokens_in_work
+        self._tokens = 0
+        self._requests = 0
         self.lines: dict[str, Line] = {}
 
     def add(self, job: Job, base_model: str) -> None:
@@ -30,31 +36,66 @@ class Scheduler:
 
     def drop(self, run_id: str) -> None:
         """The run moved away: what it claimed here will run there."""
-        self.lines.pop(run_id, None)
+        line = self.lines.get(run_id)
+        if line is None:
+            return
+        line.jobs.clear()
+        self._tidy(run_id)
 
-    def next_batch(self) -> list[Job]:
-        """One op that needs no pass, or the forward ops that share the next one."""
-        for run_id, line in self.lines.items():
-            if not line.jobs[0].kind.needs_pass:
-                return [self._pop(run_id)]
-        batch: list[Job] = []
-        base_model = ""
-        for run_id, line in list(self.lines.items()):
-            if not batch:
-                base_model = line.base_model
-            elif line.base_model != base_model or not self._fits(line.jobs[0], batch):
-                continue
-            batch.append(self._pop(run_id))
-        return batch
+    def busy_with(self, run_id: str) -> bool:
+        return run_id in self.lines
 
-    def _fits(self, job: Job, batch: list[Job]) -> bool:
-        """The first job of a batch is never asked: over budget or not, somebody has to run it."""
-        return sum(other.num_tokens for other in batch) + job.num_tokens <= self.max_batch_tokens
+    def next_alone(self) -> list[Job]:
+        """The head of every run whose turn it is and that needs no pass; each is then in work."""
+        ready = [
+            run_id
+            for run_id, line in self.lines.items()
+            if line.jobs and not line.in_work and not line.jobs[0].kind.needs_pass
+        ]
+        return [self._begin(run_id) for run_id in ready]
 
-    def _pop(self, run_id: str) -> Job:
-        """The run's head; the run goes to the back of the round, or leaves it when empty."""
+    def next_passes(self) -> list[Job]:
+        """Forward ops that may join those in work: one a run a round, while the budget lasts."""
+        begun: list[Job] = []
+        found = True
+        while found:
+            found = False
+            for run_id, line in list(self.lines.items()):
+                if self._joins(line):
+                    begun.append(self._begin(run_id))
+                    found = True
+        return begun
+
+    def _joins(self, line: Line) -> bool:
+        """The first is never asked for its size: over budget or not, somebody has to run it."""
+        if line.alone or not line.jobs or not line.jobs[0].kind.needs_pass:
+            return False
+        fits = self._tokens + line.jobs[0].num_tokens <= self._max_tokens
+        return self._requests < MAX_IN_WORK and (fits or not self._requests)
+
+    def _begin(self, run_id: str) -> Job:
+        """Its head; the run goes to the back of the round."""
         line = self.lines.pop(run_id)
+        self.lines[run_id] = line
         job = line.jobs.popleft()
-        if line.jobs:
-            self.lines[run_id] = line
+        line.in_work += 1
+        line.alone = not job.kind.needs_pass
+        if job.kind.needs_pass:
+            self._tokens += job.num_tokens
+            self._requests += 1
         return job
+
+    def finished(self, job: Job) -> None:
+        """It is answered, or will be by another worker."""
+        if job.kind.needs_pass:
+            self._tokens -= job.num_tokens
+            self._requests -= 1
+        line = self.lines[job.run_id]
+        line.in_work -= 1
+        line.alone = False
+        self._tidy(job.run_id)
+
+    def _tidy(self, run_id: str) -> None:
+        line = self.lines[run_id]
+        if not line.jobs and not line.in_work:
+            del self.lines[run_id]

@@ -23,8 +23,12 @@ class Settings:
     max_pass_tokens: int = 2048
     """Tokens that share one forward pass: bounds the memory of activations."""
     max_sampling_slots: int = 32
-    sampling_steps_per_training_pass: int = 8
-    """How many sampling steps follow each training pass when both have work."""
+    sampling_share: float = 0.5
+    """Share of the device's time that sampling gets while training has work too."""
+    exact: bool | None = None
+    """Sampler and trainer equal to the last bit, in any company. None: on the CPU."""
+    kv_cache_gib: float = 0.0
+    """Keys and values of samples and of prompts worth remembering; 0: a quarter of the free memory."""
     max_resident_runs: int = 16
     max_lora_rank: int = 256
     lease_seconds: float = 5.0
@@ -48,9 +52,9 @@ class Settings:
             torch_threads=read.integer("TORCH_THREADS", cls.torch_threads),
             max_pass_tokens=read.integer("MAX_PASS_TOKENS", cls.max_pass_tokens),
             max_sampling_slots=read.integer("MAX_SAMPLING_SLOTS", cls.max_sampling_slots),
-            sampling_steps_per_training_pass=read.integer(
-                "SAMPLING_STEPS_PER_TRAINING_PASS", cls.sampling_steps_per_training_pass
-            ),
+            sampling_share=read.share("SAMPLING_SHARE", cls.sampling_share),
+            exact=read.yes_or_no("EXACT", cls.exact),
+            kv_cache_gib=read.number("KV_CACHE_GIB", cls.kv_cache_gib),
             max_resident_runs=read.integer("MAX_RESIDENT_RUNS", cls.max_resident_runs),
             max_lora_rank=read.integer("MAX_LORA_RANK", cls.max_lora_rank),
             lease_seconds=read.number("LEASE_SECONDS", cls.lease_seconds),
@@ -77,6 +81,19 @@ class _Reader:
             return float(text)
         except ValueError:
             raise SettingsError(f"TINSMITH_{name}: {text!r} is not a number.") from None
+
+    def share(self, name: str, default: float) -> float:
+        value = self.number(name, default)
+        if not 0 < value < 1:
+            raise SettingsError(f"TINSMITH_{name}: {value} is not between 0 and 1.")
+        return value
+
+    def yes_or_no(self, name: str, default: bool | None) -> bool | None:
+        text = self.environment.get(f"TINSMITH_{name}", "").lower()
+        known = {"": default, "true": True, "1": True, "false": False, "0": False}
+        if text not in known:
+            raise SettingsError(f"TINSMITH_{name}: {text!r} is neither true nor false.")
+        return known[text]
 
     def integer(self, name: str, default: int) -> int:
         value = self.number(name, default)

@@ -150,7 +150,7 @@ async def _unnamed(
             )
             sql.add(sampler)
     payload = {"type": "save_weights_for_sampler", "sampling_session_id": sampler.id}
-    return _job(row, payload, optimizer=False)
+    return _job(row, payload, optimizer=False, behind=True)
 
 
 def _row(

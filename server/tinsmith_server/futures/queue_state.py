@@ -1,20 +1,21 @@
 """Why a request is still pending, in the words that the SDK shows its user."""
 
-from sqlalchemy import select
 from tinsmith.protocol.bodies import Pending
 from tinsmith.protocol.jobs import Kind
 
+from tinsmith_server.auth import Caller
 from tinsmith_server.bus import FutureState
-from tinsmith_server.db import SamplingSession, TrainingRun
 from tinsmith_server.service import Service
 
 
-async def pending(service: Service, request_id: str, future: FutureState) -> Pending:
+async def pending(service: Service, user: Caller, request_id: str, future: FutureState) -> Pending:
     """Paused while no worker of its base model lives; else it waits for its turn, or runs."""
-    table = SamplingSession if future.kind == Kind.SAMPLE else TrainingRun
-    async with service.db.begin() as sql:
-        base_model = await sql.scalar(select(table.base_model).where(table.id == future.run_id))
-    if base_model is None or await service.bus.workers_of(base_model):
+    owner = request_id.rpartition(":")[0]
+    if future.kind == Kind.SAMPLE:
+        base_model = (await service.owners.sampler(user, owner)).base_model
+    else:
+        base_model = (await service.owners.run(user, owner)).base_model
+    if await service.bus.workers_of(base_model):
         return Pending(request_id=request_id)
     return Pending(
         request_id=request_id,

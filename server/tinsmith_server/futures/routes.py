@@ -1,5 +1,7 @@
 """Polls. The server holds them: both of the SDK's loops ask again at once."""
 
+import random
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from tinsmith.protocol.bodies import Completions, FutureRef, RetrieveFutures
@@ -9,12 +11,17 @@ from tinsmith.protocol.jobs import Content, Kind, Result
 from tinsmith_server.auth import User
 from tinsmith_server.futures.json_results import as_json
 from tinsmith_server.futures.queue_state import pending
-from tinsmith_server.sampling.repository import owned_by
 from tinsmith_server.service import Served
 from tinsmith_server.wire import answer, read
 
 router = APIRouter()
 _PROTOBUF = "application/x-protobuf"
+_SHORTEST_HOLD = 0.7
+
+
+def spread(poll_seconds: float) -> float:
+    """How long this poll is held: polls that came together must not all leave, and return, together."""
+    return random.uniform(_SHORTEST_HOLD, 1.0) * poll_seconds
 
 
 @router.post("/retrieve_future")
@@ -26,9 +33,11 @@ async def retrieve_future(request: Request, user: User, service: Served) -> Resp
         raise Gone(
             f"request_id: {body.request_id[:160]!r} is unknown; its result may have expired."
         )
-    result = await service.bus.wait(body.request_id, service.settings.poll_seconds)
+    result = future.result or await service.bus.wait(
+        body.request_id, spread(service.settings.poll_seconds)
+    )
     if result is None:
-        return answer(await pending(service, body.request_id, future), 408)
+        return answer(await pending(service, user, body.request_id, future), 408)
     if future.kind in (Kind.SAVE_WEIGHTS, Kind.SAVE_WEIGHTS_FOR_SAMPLER):
         result = await service.checkpoints.settle(body.request_id, result)
     return _render(result, request.headers.get("accept", ""))
@@ -45,12 +54,12 @@ async def retrieve_futures(request: Request, user: User, service: Served) -> Res
     """Completions of one sampling session after a cursor; waits for the first unless told not to."""
     body = await read(request, RetrieveFutures)
     session_id, clone_id = body.target.sampling_session_id, body.target.cloned_sampler_id
-    async with service.db.begin() as sql:
-        await owned_by(sql, user, session_id)
+    await service.owners.sampler(user, session_id)
     await service.bus.forget(
         [one for one in body.retrieved_request_ids if one.startswith(f"{session_id}:")]
     )
-    hold = service.settings.poll_seconds if body.timeout is None else body.timeout
-    hold = max(0.0, min(hold, service.settings.poll_seconds))
+    hold = spread(service.settings.poll_seconds)
+    if body.timeout is not None:
+        hold = max(0.0, min(body.timeout, hold))
     found = await service.bus.wait_completions(session_id, clone_id, body.prev_cursor, hold)
     return answer(Completions(completions=found, cursor=body.prev_cursor + len(found)))

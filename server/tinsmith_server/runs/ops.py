@@ -13,10 +13,9 @@ from tinsmith.protocol.jobs import Job, Kind, failure
 from tinsmith.protocol.paths import session_of, training_request_id
 
 from tinsmith_server.auth import Caller
-from tinsmith_server.db import TrainingRun, now
-from tinsmith_server.runs import repository
+from tinsmith_server.db import TrainingRun
 from tinsmith_server.service import Service
-from tinsmith_server.sessions.repository import open_session
+from tinsmith_server.sessions.repository import still_open
 
 MakeBody = Callable[[TrainingRun], Awaitable[bytes]]
 
@@ -32,10 +31,8 @@ async def submit_op(
     """Queue the op, or its refusal, under its seq; answers the request id."""
     if op.seq_id < 1:
         raise BadRequest(f"seq_id: {op.seq_id} is not a number from 1.")
-    async with service.db.begin() as sql:
-        run = await repository.owned_by(sql, user, op.model_id)
-        await open_session(sql, user, session_of(run.id))
-        run.last_request_at = now()
+    run = await service.owners.run(user, op.model_id)
+    still_open(await service.owners.session(user, session_of(run.id)))
     request_id = training_request_id(run.id, op.seq_id)
     try:
         body = await make_body(run)

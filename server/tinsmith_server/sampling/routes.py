@@ -30,7 +30,7 @@ from tinsmith_server.db import SamplingSession
 from tinsmith_server.models.routes import model_card
 from tinsmith_server.sampling.repository import owned_by
 from tinsmith_server.service import Served
-from tinsmith_server.sessions.repository import open_session
+from tinsmith_server.sessions.repository import open_session, still_open
 from tinsmith_server.wire import answer, decode, read, read_body
 
 router = APIRouter()
@@ -90,9 +90,8 @@ async def sampler(sampler_id: str, user: User, service: Served) -> Response:
 async def asample(request: Request, user: User, service: Served) -> Response:
     raw = await read_body(request)
     address = decode(raw, SampleAddress)
-    async with service.db.begin() as sql:
-        row = await owned_by(sql, user, address.sampling_session_id)
-        await open_session(sql, user, row.session_id)
+    row = await service.owners.sampler(user, address.sampling_session_id)
+    still_open(await service.owners.session(user, row.session_id))
     if not 1 <= address.num_samples <= _MAX_SAMPLES:
         raise BadRequest(f"num_samples: {address.num_samples} is not from 1 to {_MAX_SAMPLES}.")
     request_id = f"{row.id}:{address.seq_id}"

@@ -36,10 +36,13 @@ async def owned_by(sql: AsyncSession, user: Caller, session_id: str) -> Session:
 
 async def open_session(sql: AsyncSession, user: Caller, session_id: str) -> Session:
     """The same, if its client has not finished it."""
-    row = await owned_by(sql, user, session_id)
-    if row.finished_at is not None:
-        raise BadRequest(f"session_id: session {session_id} is finished; create a new one.")
-    return row
+    return still_open(await owned_by(sql, user, session_id))
+
+
+def still_open(session: Session) -> Session:
+    if session.finished_at is not None:
+        raise BadRequest(f"session_id: session {session.id} is finished; create a new one.")
+    return session
 
 
 async def page(sql: AsyncSession, user: Caller, limit: int, offset: int) -> Sequence[str]:

@@ -43,8 +43,7 @@ async def create_session(request: Request, user: User, service: Served) -> Respo
 @router.post("/session_heartbeat")
 async def session_heartbeat(request: Request, user: User, service: Served) -> Response:
     body = await read(request, SessionRef)
-    async with service.db.begin() as sql:
-        row = await repository.owned_by(sql, user, body.session_id)
+    row = await service.owners.session(user, body.session_id)
     if row.finished_at is not None:
         raise Gone(f"session_id: session {row.id} is finished.")
     await service.bus.beat(row.id)
@@ -60,6 +59,7 @@ async def finish(session_id: str, request: Request, user: User, service: Served)
         if row.finished_at is None:
             row.finished_at, row.finish_reason = now(), body.reason.type
             row.finish_detail = body.detail and body.detail[:500]
+    await service.owners.finished(session_id)
     return answer({})
 
 

@@ -1,31 +1,26 @@
-"""A frozen base model and its packed forward pass.
+"""A frozen base model: what the engine asks of it, and how one is loaded.
 
-Any decoder-only model of transformers whose linear maps are `nn.Linear`. Whether this engine computes
-the same logits as transformers is not assumed but probed when the model is loaded.
+Two implementations stand behind one class: `FusedModel`, this package's own layers for the families
+that people train, and `GenericModel`, transformers' modules for everything else. Whether either
+computes the same logits as transformers is not assumed but probed when the model is loaded.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+import structlog
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tinsmith_worker.engine.packed import (
-    ATTENTION,
-    MIN_ROWS,
-    LoRALinear,
-    Pass,
-    adapters_on,
-    running,
-)
+from tinsmith_worker.engine.numerics import Numerics
+from tinsmith_worker.engine.ops import LinearGroup, Paths, lora_linear
+from tinsmith_worker.engine.packed import AdapterRows, Pass, Segment
 
-_PLACES = {
-    "attn": ("self_attn", "attn", "attention", "self_attention"),
-    "mlp": ("mlp", "feed_forward", "ffn"),
-}
+_log = structlog.get_logger()
 _PROBE_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
 
 
@@ -33,96 +28,93 @@ class ModelRefused(Exception):
     """This engine cannot serve the model; the sentence says why."""
 
 
-class BaseModel:
-    def __init__(self, model: Any, name: str, tokenizer: Any) -> None:
-        self._model, self.name, self.tokenizer = model, name, tokenizer
+class Unsupported(Exception):
+    """An implementation cannot compute this model; the message names what it lacks."""
+
+
+class BaseModel(ABC):
+    engine: str
+    """fused or generic"""
+
+    def __init__(self, model: Any, name: str, tokenizer: Any, numerics: Numerics) -> None:
         config = model.config
+        self.name, self.tokenizer, self.numerics = name, tokenizer, numerics
         self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
         self.family: str = config.model_type
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
         self.max_context_length: int = config.max_position_embeddings
+        self.num_parameters = sum(one.numel() for one in model.parameters())
+        self.kv_bytes_per_token = _kv_bytes(config, model.dtype)
         self.eos_token_ids = _eos_ids(model, tokenizer)
-        self._places = _wrap_linears(model, name)
-        self._head: LoRALinear = model.get_output_embeddings()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self._logit_factor = getattr(config, "logit_scale", None) or 1.0
         self._logit_factor /= getattr(config, "logits_scaling", None) or 1.0
+        self.head: LinearGroup
+        self._places: dict[str, str] = {}
+        self._groups: list[LinearGroup] = []
 
-    @classmethod
-    def load(
-        cls, folder: str, *, name: str, device: str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Self:
-        """Read, freeze, probe. Raises ModelRefused with one sentence."""
-        if Path(folder).is_dir() and not Path(folder, "config.json").is_file():
-            raise ModelRefused(f"{name}: {folder} holds no config.json; is it a model's folder?")
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation="sdpa"
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelRefused(f"{name}: {folder} cannot be loaded: {_line(error)}") from error
-        model = model.to(device).eval().requires_grad_(False)
-        probe = torch.arange(8, device=device) % model.config.vocab_size
-        with torch.no_grad():
-            expected = model(probe[None]).logits[0].float()
-        model.set_attn_implementation(ATTENTION)
-        loaded = cls(model, name, _tokenizer(folder))
-        loaded._check(probe.tolist(), expected, _PROBE_TOLERANCE.get(dtype, 1e-2))
-        return loaded
+    @abstractmethod
+    def _hidden(self, current: Pass) -> Tensor: ...
 
-    @property
-    def num_parameters(self) -> int:
-        return sum(p.numel() for p in self._model.parameters())
+    # What an adapter must know
 
-    def paths(self, trains: Mapping[str, bool]) -> Iterator[str]:
-        """Module paths of the linear maps that such an adapter touches, in the model's order."""
-        return (path for path, (place, _) in self._places.items() if trains[place])
+    def groups(self) -> list[Paths]:
+        return [group.paths for group in self._groups]
+
+    def place(self, path: str) -> str:
+        return self._places[path]
 
     def shape(self, path: str) -> tuple[int, int]:
-        base = self._places[path][1].base
-        return base.out_features, base.in_features
+        group = next(one for one in self._groups if path in one.paths)
+        return group.sizes[group.paths.index(path)], group.in_features
+
+    # What training and sampling ask
+
+    def new_pass(self, segments: Sequence[Segment], *, checkpoint: bool = False) -> Pass:
+        return Pass(segments, min_rows=self.numerics.min_rows, checkpoint=checkpoint)
 
     def hidden(self, current: Pass) -> Tensor:
         """Last hidden states [N, hidden] of the pass; caches have grown by its tokens after it."""
-        tokens = [token for segment in current.segments for token in segment.tokens]
-        positions = [
-            segment.first_position + offset
-            for segment in current.segments
-            for offset in range(len(segment.tokens))
-        ]
-        with running(current):
-            output = self._model.base_model(
-                input_ids=torch.tensor([tokens], device=self.device),
-                position_ids=torch.tensor([positions], device=self.device),
-                use_cache=False,
-            )
-        for segment in current.segments:
-            if segment.cache is not None:
-                segment.cache.length += len(segment.tokens)
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+        hidden_NH = self._hidden(current)
+        current.grow_caches()
+        return hidden_NH
 
-    def logits(self, hidden_RH: Tensor, adapter_rows: Sequence[tuple[slice, Any]]) -> Tensor:
-        """fp32 logits [R, vocab] of some rows, each under its adapter."""
-        count = hidden_RH.shape[0]
-        spare = max(0, MIN_ROWS - count)
-        with adapters_on(adapter_rows):
-            padded = torch.nn.functional.pad(hidden_RH, (0, 0, 0, spare)) if spare else hidden_RH
-            logits: Tensor = self._head(padded)[:count].float() * self._logit_factor
+    def unembed(self, hidden_RH: Tensor, adapter_rows: Sequence[AdapterRows]) -> Tensor:
+        """What the head's product makes of some rows, each under its adapter, in the model's dtype."""
+        count, least = hidden_RH.shape[0], self.numerics.min_rows
+        spare = max(0, least - count)
+        padded = torch.nn.functional.pad(hidden_RH, (0, 0, 0, spare)) if spare else hidden_RH
+        return lora_linear(padded, self.head, adapter_rows, least)[:count]
+
+    def finish(self, raw_RV: Tensor) -> Tensor:
+        """fp32 logits from what `unembed` answers; may be the same memory."""
+        logits_RV = raw_RV.float()
+        if self._logit_factor != 1.0:
+            logits_RV = logits_RV * self._logit_factor
         if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+            logits_RV = torch.tanh(logits_RV / self._softcap) * self._softcap
+        return logits_RV
 
-    def _check(self, tokens: list[int], expected: Tensor, tolerance: float) -> None:
-        from tinsmith_worker.engine.packed import Segment
+    def slope(self, logits_RV: Tensor) -> Tensor | None:
+        """d logits / d raw at these logits; None where it is 1."""
+        if self._softcap is None and self._logit_factor == 1.0:
+            return None
+        if self._softcap is None:
+            return logits_RV.new_tensor(self._logit_factor)
+        return (1 - (logits_RV / self._softcap).square()) * self._logit_factor
 
+    def logits(self, hidden_RH: Tensor, adapter_rows: Sequence[AdapterRows]) -> Tensor:
+        """fp32 logits [R, vocab] of some rows."""
+        return self.finish(self.unembed(hidden_RH, adapter_rows))
+
+    def check(self, tokens: list[int], expected: Tensor) -> None:
+        """Raises ModelRefused unless the logits are those of transformers."""
         with torch.no_grad():
-            try:
-                found = self.logits(self.hidden(Pass([Segment(tokens)])), ())
-            except NotImplementedError as error:
-                raise ModelRefused(f"{self.name}: {error} are not supported.") from error
+            found = self.logits(self.hidden(self.new_pass([Segment(tokens)]))[: len(tokens)], ())
         worst = float((found - expected).abs().max())
+        tolerance = _PROBE_TOLERANCE.get(self.dtype, 1e-2)
         if not worst <= tolerance * max(1.0, float(expected.abs().max())):
             raise ModelRefused(
                 f"{self.name}: a model of type {self.family!r} computes its logits in a way that this "
@@ -130,31 +122,57 @@ class BaseModel:
             )
 
 
-def _wrap_linears(model: nn.Module, name: str) -> dict[str, tuple[str, LoRALinear]]:
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    places = {}
-    for path, module in list(model.named_modules()):
-        if not isinstance(module, nn.Linear):
-            continue
-        place = "unembed" if module is head else _place(path)
-        if place is None:
-            continue
-        wrapped = LoRALinear(module, path)
-        parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, wrapped)
-        places[path] = (place, wrapped)
-    found = {place for place, _ in places.values()}
-    if found != {"attn", "mlp", "unembed"}:
-        raise ModelRefused(
-            f"{name}: its linear maps are not those of a dense decoder (found {sorted(found)}); "
-            "mixtures of experts and encoder models are not supported."
+def load(
+    folder: str,
+    *,
+    name: str,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    exact: bool | None = None,
+    fused: bool = True,
+) -> BaseModel:
+    """Read, freeze, probe. Raises ModelRefused with one sentence.
+
+    `exact` None means: on the CPU. `fused` False keeps to transformers' modules.
+    """
+    from tinsmith_worker.engine.fused import FusedModel
+    from tinsmith_worker.engine.generic import GenericModel
+
+    if Path(folder).is_dir() and not Path(folder, "config.json").is_file():
+        raise ModelRefused(f"{name}: {folder} holds no config.json; is it a model's folder?")
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa"
         )
-    return places
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelRefused(f"{name}: {folder} cannot be loaded: {_line(error)}") from error
+    model = model.to(device).eval().requires_grad_(False)
+    tokens = (torch.arange(8) % model.config.vocab_size).tolist()
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens], device=device)).logits[0].float()
+    exact = device == "cpu" if exact is None else exact
+    numerics = Numerics.probe(model.device, dtype, exact)
+    arguments = (model, name, _tokenizer(folder), numerics)
+    if fused and FusedModel.knows(model):
+        made: BaseModel = FusedModel(*arguments)
+        try:
+            made.check(tokens, expected)
+        except ModelRefused as error:
+            _log.warning("fused_engine_differs", model=name, reason=str(error))
+        else:
+            return made
+    try:
+        made = GenericModel(*arguments)
+        made.check(tokens, expected)
+    except Unsupported as error:
+        raise ModelRefused(f"{name}: {error} are not supported.") from error
+    return made
 
 
-def _place(path: str) -> str | None:
-    parts = path.split(".")
-    return next((place for place, names in _PLACES.items() if set(names) & set(parts)), None)
+def _kv_bytes(config: Any, dtype: torch.dtype) -> int:
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * dtype.itemsize)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

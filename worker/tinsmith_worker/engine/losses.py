@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -106,8 +107,8 @@ def clipped(ratio_N: Tensor, inputs: Inputs, config: PPOConfig | GSPOConfig) -> 
 
 def clip(ratio_N: Tensor, inputs: Inputs, config: PPOConfig | CISPOConfig | GSPOConfig) -> Tensor:
     """Bounds per token where the datum brings them, else the config's."""
-    low = inputs.get("clip_low_threshold", torch.tensor(config.clip_low_threshold))
-    high = inputs.get("clip_high_threshold", torch.tensor(config.clip_high_threshold))
+    low = inputs.get("clip_low_threshold", ratio_N.new_tensor(config.clip_low_threshold))
+    high = inputs.get("clip_high_threshold", ratio_N.new_tensor(config.clip_high_threshold))
     return torch.minimum(torch.maximum(ratio_N, low), high)
 
 
@@ -117,17 +118,26 @@ class Loss:
     config: type
     required: tuple[str, ...]
     optional: tuple[str, ...] = field(default=())
+    idle_at_zero: str | None = None
+    """The input whose zero leaves a token without gradient."""
+    whole_datum: bool = False
+    """Whether one token's gradient depends on the datum's other tokens."""
+
+    def idle(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.bool_]:
+        if self.idle_at_zero is None:
+            return np.zeros(inputs["target_tokens"].shape, np.bool_)
+        return np.equal(inputs[self.idle_at_zero], 0)
 
 
-_RL = ("logprobs", "advantages")
+_RL, _A = ("logprobs", "advantages"), "advantages"
 _CLIPS = ("clip_low_threshold", "clip_high_threshold")
 LOSSES = {
-    "cross_entropy": Loss(cross_entropy, NoConfig, ("weights",)),
-    "importance_sampling": Loss(importance_sampling, NoConfig, _RL),
-    "ppo": Loss(ppo, PPOConfig, _RL, _CLIPS),
-    "cispo": Loss(cispo, CISPOConfig, _RL, _CLIPS),
+    "cross_entropy": Loss(cross_entropy, NoConfig, ("weights",), (), "weights"),
+    "importance_sampling": Loss(importance_sampling, NoConfig, _RL, (), _A),
+    "ppo": Loss(ppo, PPOConfig, _RL, _CLIPS, _A),
+    "cispo": Loss(cispo, CISPOConfig, _RL, _CLIPS, _A),
     "dro": Loss(dro, DROConfig, _RL),
-    "gspo": Loss(gspo, GSPOConfig, _RL, (*_CLIPS, "sequence_ratio_mask")),
+    "gspo": Loss(gspo, GSPOConfig, _RL, (*_CLIPS, "sequence_ratio_mask"), _A, whole_datum=True),
 }
 
 

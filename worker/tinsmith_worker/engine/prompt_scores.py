@@ -1,11 +1,12 @@
 """What a model thinks of prompts: log p of their own tokens, of the likeliest, and of chosen ones.
 
-All prompts of a pass are scored together, some rows of logits at a time. Scores are of the unscaled
-distribution, whatever the request's temperature.
+A prompt may be read in several passes, and the prompts of a pass are scored together, some rows of
+logits at a time. Scores are of the unscaled distribution, whatever the request's temperature.
 
-Legend: N tokens of a prompt, R rows scored at a time, V vocabulary.
+Legend: R rows scored at a time, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor
 
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.packed import HEAD_ROWS, adapter_rows
+from tinsmith_worker.engine.head import HEAD_ROWS
+from tinsmith_worker.engine.packed import merge_rows
 from tinsmith_worker.engine.values import SampleRequest
 
 FloatArray = npt.NDArray[np.float32]
 _NO_TOPK = -99999.0  # what the wire writes where nothing was computed
-_Asked = tuple[SampleRequest, Tensor, int]  # with its hidden states and first scored position
 
 
 @dataclass(frozen=True)
@@ -40,50 +41,118 @@ class PromptScores:
     """One per cell of the request's targets; 0 where a cell asked for nothing."""
 
 
+class PromptReader:
+    """One request's scores, filled row by row; row i says what comes after i + 1 tokens."""
+
+    def __init__(self, request: SampleRequest) -> None:
+        self.request = request
+        self.wanted = bool(
+            request.prompt_logprobs or request.topk_prompt_logprobs or request.targets is not None
+        )
+        self.first_row = len(request.prompt) - 1
+        """Rows before it need not be computed."""
+        if self.wanted:
+            self.first_row = _first_scored(request) - 1
+        count = len(request.prompt) - 1
+        k = request.topk_prompt_logprobs
+        self._own = np.full(count, np.nan, np.float32)
+        self._ids = np.zeros((count, k), np.int32)
+        self._tops = np.full((count, k), _NO_TOPK, np.float32)
+        cells = 0 if request.targets is None else request.targets.tokens.size
+        self._cells = np.zeros(cells, np.float32)
+
+    def rows_in(self, start: int, end: int) -> range:
+        """Which of these rows are to be scored."""
+        if not self.wanted:
+            return range(0)
+        return range(max(start, self.first_row), min(end, len(self.request.prompt) - 1))
+
+    def take(
+        self, rows: range, logits_RV: Tensor, total_R1: Tensor, ids_Rk: Tensor, tops_Rk: Tensor
+    ) -> None:
+        """Note these rows' scores; the last two hold at least as many candidates as were asked."""
+        some = slice(rows.start, rows.stop)
+        targets = self.request.prompt[rows.start + 1 : rows.stop + 1]
+        targets_R1 = torch.tensor(targets, device=logits_RV.device)[:, None]
+        own_R1 = logits_RV.gather(1, targets_R1) - total_R1
+        self._own[some] = own_R1[:, 0].cpu().numpy()
+        k = self._ids.shape[1]
+        if k:
+            self._ids[some] = ids_Rk[:, :k].cpu().numpy()
+            self._tops[some] = tops_Rk[:, :k].cpu().numpy()
+        if self.request.targets is not None:
+            self._take_cells(rows, logits_RV, total_R1)
+
+    def _take_cells(self, rows: range, logits_RV: Tensor, total_R1: Tensor) -> None:
+        assert self.request.targets is not None
+        cell_rows = self.request.targets.rows
+        first, last = np.searchsorted(cell_rows, (rows.start, rows.stop))
+        places = torch.from_numpy(cell_rows[first:last] - rows.start).to(logits_RV.device)
+        tokens = torch.from_numpy(self.request.targets.tokens[first:last]).to(logits_RV.device)
+        scores = logits_RV[places, tokens.clamp(min=0)] - total_R1[places, 0]
+        self._cells[first:last] = scores.masked_fill(tokens < 0, 0.0).cpu().numpy()
+
+    def scores(self) -> PromptScores:
+        """With an entry for the first token, which has none, and none before the last n."""
+        request = self.request
+        own, ids, tops = self._own.copy(), self._ids.copy(), self._tops.copy()
+        if request.prompt_logprobs_last_n is not None:
+            skipped = max(0, own.size - request.prompt_logprobs_last_n)
+            own[:skipped], ids[:skipped], tops[:skipped] = np.nan, 0, _NO_TOPK
+        topk = None
+        if request.topk_prompt_logprobs:
+            none = np.full((1, tops.shape[1]), _NO_TOPK, np.float32)
+            topk = TopK(
+                np.concatenate([np.zeros((1, ids.shape[1]), np.int32), ids]),
+                _first_cell_only(np.concatenate([none, tops])),
+            )
+        return PromptScores(
+            np.concatenate([np.full(1, np.nan, np.float32), own])
+            if request.prompt_logprobs
+            else None,
+            topk,
+            self._cells if request.targets is not None else None,
+        )
+
+
+def _first_cell_only(tops: FloatArray) -> FloatArray:
+    """The wire marks a row of nothing in its first cell."""
+    tops[tops[:, 0] == _NO_TOPK, 1:] = 0.0
+    return tops
+
+
 def score_prompts(
-    model: BaseModel, prompts: list[tuple[SampleRequest, Tensor]]
-) -> list[PromptScores]:
-    """The scores of each prompt, from its hidden states [N, hidden]; a first token has none."""
-    asked = [
-        (request, rows_NH, _first_scored(request))
-        for request, rows_NH in prompts
-        if _wants_scores(request)
+    model: BaseModel, read: Sequence[tuple[PromptReader, int, Tensor]]
+) -> None:
+    """Score what a pass has read of some prompts: each with its first row and hidden states."""
+    pieces = [
+        (reader, range(at, min(at + HEAD_ROWS, rows.stop)), hidden_NH[at - start :])
+        for reader, start, hidden_NH in read
+        for rows in [reader.rows_in(start, start + hidden_NH.shape[0])]
+        for at in range(rows.start, rows.stop, HEAD_ROWS)
     ]
-    found = iter(_score(model, asked) if asked else [])
-    return [next(found) if _wants_scores(request) else PromptScores() for request, _ in prompts]
+    chunk: list[tuple[PromptReader, range, Tensor]] = []
+    for piece in pieces:
+        if chunk and sum(len(rows) for _, rows, _ in chunk) + len(piece[1]) > HEAD_ROWS:
+            _score(model, chunk)
+            chunk = []
+        chunk.append(piece)
+    if chunk:
+        _score(model, chunk)
 
 
-def _score(model: BaseModel, asked: list[_Asked]) -> list[PromptScores]:
-    hidden_RH = torch.cat([rows_NH[first - 1 : -1] for _, rows_NH, first in asked])
-    adapters = [request.adapter for request, rows_NH, first in asked for _ in rows_NH[first:]]
-    tokens = [token for request, _, first in asked for token in request.prompt[first:]]
-    targets_R1 = torch.tensor(tokens, dtype=torch.int64, device=hidden_RH.device)[:, None]
-    k = max(request.topk_prompt_logprobs for request, _, _ in asked)
-    cells = _cells(asked)
-    scores, ids, tops = [np.empty(0, "f4")], [np.empty((0, k), "i4")], [np.empty((0, k), "f4")]
-    for start in range(0, len(tokens), HEAD_ROWS):
-        some = slice(start, start + HEAD_ROWS)
-        logits_RV = model.logits(hidden_RH[some], adapter_rows(adapters[some]))
-        total_R1 = logits_RV.logsumexp(-1, keepdim=True)
-        scores.append((logits_RV.gather(1, targets_R1[some]) - total_R1)[:, 0].cpu().numpy())
-        cells.read(start, logits_RV, total_R1)
-        best = logits_RV.topk(k)
-        ids.append(best.indices.cpu().numpy())
-        tops.append((best.values - total_R1).cpu().numpy())
-    columns = [np.concatenate(parts) for parts in (scores, ids, tops)]
-    made, start = [], 0
-    for (request, rows_NH, first), targets in zip(asked, cells.of_each(asked), strict=True):
-        end = start + rows_NH.shape[0] - first
-        own, ids_k, tops_k = (column[start:end] for column in columns)
-        made.append(_scores(request, first, own, ids_k, tops_k, targets))
-        start = end
-    return made
-
-
-def _wants_scores(request: SampleRequest) -> bool:
-    return bool(
-        request.prompt_logprobs or request.topk_prompt_logprobs or request.targets is not None
-    )
+def _score(model: BaseModel, chunk: Sequence[tuple[PromptReader, range, Tensor]]) -> None:
+    sizes = [len(rows) for _, rows, _ in chunk]
+    hidden_RH = torch.cat([hidden[:size] for (_, _, hidden), size in zip(chunk, sizes, strict=True)])
+    owners = [(reader.request.adapter, None) for reader, _, _ in chunk]
+    logits_RV = model.logits(hidden_RH, merge_rows(owners, sizes))
+    total_R1 = logits_RV.logsumexp(-1, keepdim=True)
+    k = max(reader.request.topk_prompt_logprobs for reader, _, _ in chunk)
+    best = logits_RV.topk(k)
+    columns = (logits_RV, total_R1, best.indices, best.values - total_R1)
+    parts = [torch.split(column, sizes) for column in columns]
+    for (reader, rows, _), *some in zip(chunk, *parts, strict=True):
+        reader.take(rows, *some)
 
 
 def _first_scored(request: SampleRequest) -> int:
@@ -92,63 +161,3 @@ def _first_scored(request: SampleRequest) -> int:
     if last_n is None or request.targets is not None:
         return 1
     return max(1, len(request.prompt) - last_n)
-
-
-@dataclass
-class _Cells:
-    """The target cells of every prompt of a pass, by row of their scored rows back to back."""
-
-    rows: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.int64]
-    values: npt.NDArray[np.float32]
-
-    def read(self, start: int, logits_RV: Tensor, total_R1: Tensor) -> None:
-        first, last = np.searchsorted(self.rows, (start, start + logits_RV.shape[0]))
-        rows = torch.from_numpy(self.rows[first:last] - start).to(logits_RV.device)
-        tokens = torch.from_numpy(self.tokens[first:last]).to(logits_RV.device)
-        scores = logits_RV[rows, tokens.clamp(min=0)] - total_R1[rows, 0]
-        self.values[first:last] = scores.masked_fill(tokens < 0, 0.0).cpu().numpy()
-
-    def of_each(self, asked: list[_Asked]) -> list[FloatArray | None]:
-        found: list[FloatArray | None] = []
-        start = 0
-        for request, _, _ in asked:
-            size = 0 if request.targets is None else request.targets.tokens.size
-            found.append(None if request.targets is None else self.values[start : start + size])
-            start += size
-        return found
-
-
-def _cells(asked: list[_Asked]) -> _Cells:
-    rows, tokens, start = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-    for request, rows_NH, first in asked:
-        if (targets := request.targets) is not None:
-            rows.append(targets.rows + start)
-            tokens.append(targets.tokens)
-        start += rows_NH.shape[0] - first
-    joined = np.concatenate(rows)
-    return _Cells(joined, np.concatenate(tokens), np.zeros(joined.size, np.float32))
-
-
-def _scores(
-    request: SampleRequest,
-    first: int,
-    scores: FloatArray,
-    ids: npt.NDArray[np.int32],
-    tops: FloatArray,
-    targets: FloatArray | None,
-) -> PromptScores:
-    if request.prompt_logprobs_last_n is not None:  # more may have been read for the targets
-        skipped = len(scores) - min(len(scores), request.prompt_logprobs_last_n)
-        first, scores, ids, tops = first + skipped, scores[skipped:], ids[skipped:], tops[skipped:]
-    logprobs = topk = None
-    if request.prompt_logprobs:
-        logprobs = np.concatenate([np.full(first, np.nan, np.float32), scores])
-    if k := request.topk_prompt_logprobs:
-        empty = np.zeros((first, k), np.float32)
-        empty[:, :1] = _NO_TOPK
-        topk = TopK(
-            np.concatenate([np.zeros((first, k), np.int32), ids[:, :k].astype(np.int32)]),
-            np.concatenate([empty, tops[:, :k]]),
-        )
-    return PromptScores(logprobs, topk, targets)

@@ -1,23 +1,27 @@
 """Continuous batching: every step is one packed pass over whoever is there.
 
-New prompts are prefilled beside sequences that decode. A request's samples share its prefill. The
+Prompts are read, in parts if they are long, beside sequences that decode; a request's samples share
+its prompt, and what earlier prompts and conversations have in common with it is not read again. The
 sampler decides who is in the next pass; how a token is drawn stands in `sampling`.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.packed import KVCache, Pass, Segment, adapter_rows, enough_rows
-from tinsmith_worker.engine.prompt_scores import PromptScores, TopK, score_prompts
-from tinsmith_worker.engine.sampling import draw, uniform
+from tinsmith_worker.engine.kv_pool import BLOCK, KVCache, KVPool
+from tinsmith_worker.engine.memory import is_out_of_memory, release
+from tinsmith_worker.engine.packed import Segment, merge_rows
+from tinsmith_worker.engine.prefix_cache import PrefixCache
+from tinsmith_worker.engine.prompt_scores import PromptReader, PromptScores, TopK, score_prompts
+from tinsmith_worker.engine.sample_checks import token_limit
+from tinsmith_worker.engine.sampling import Draw, draw, uniform
 from tinsmith_worker.engine.values import InvalidInput, SampleRequest
-
-MAX_SAMPLES = 1024
-MAX_TOPK = 1024
 
 
 @dataclass(frozen=True)
@@ -33,139 +37,271 @@ class Finished:
     request_id: str
     sequences: list[SampledSequence] = field(default_factory=list)
     scores: PromptScores = field(default_factory=PromptScores)
+    prompt_cache_hit_tokens: int = 0
     error: str | None = None
 
 
-@dataclass
 class _Active:
-    request: SampleRequest
-    limit: int
-    sequences: list["_Sequence"]
-    done: list[SampledSequence | None]
-    scores: PromptScores = field(default_factory=PromptScores)
+    """A request in work: its samples, those that are done, and what its prompt scores."""
+
+    def __init__(self, request: SampleRequest, limit: int) -> None:
+        self.request, self.limit = request, limit
+        self.done: list[SampledSequence | None] = [None] * request.num_samples
+        self.reader = PromptReader(request)
+        self.cache_hit_tokens: int | None = None
+
+    def finished(self) -> Finished:
+        return Finished(
+            self.request.request_id,
+            [one for one in self.done if one is not None],
+            self.reader.scores() if self.reader.wanted else PromptScores(),
+            self.cache_hit_tokens or 0,
+        )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sequence:
-    """One sample: `pending` are the tokens that the next pass must read."""
+    """One sample. Sample 0 reads the prompt and, after it, stands for all that are not drawn yet."""
 
     owner: _Active
     index: int
-    cache: KVCache
-    pending: list[int]
+    cache: KVCache | None = None
+    """None while it waits for a place."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     topk: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
+    @property
+    def adapter(self) -> Adapter | None:
+        return self.owner.request.adapter
+
+    @property
+    def known(self) -> list[int]:
+        """Every token that the model has to read before the next is drawn."""
+        return self.owner.request.prompt + self.tokens
+
+    def next_tokens(self, count: int) -> list[int]:
+        """The first of those that it has not read."""
+        start, size = self.unread, len(self.tokens)
+        if start <= size:  # all of the prompt is read
+            return self.tokens[size - start : size - start + count]
+        return self.known[-start:][:count]
+
+    @property
+    def unread(self) -> int:
+        read = self.cache.length if self.cache else 0
+        return len(self.owner.request.prompt) + len(self.tokens) - read
+
 
 class Sampler:
-    def __init__(self, model: BaseModel, *, max_slots: int, max_pass_tokens: int) -> None:
+    def __init__(
+        self, model: BaseModel, *, max_slots: int, max_pass_tokens: int, max_blocks: int = 4096
+    ) -> None:
         self._model, self._max_slots, self._max_tokens = model, max_slots, max_pass_tokens
-        self._waiting: list[_Active] = []
-        self._decoding: list[_Sequence] = []
+        self._pool = KVPool(max_blocks)
+        self._prefixes = PrefixCache(self._pool)
+        self._waiting: deque[_Sequence] = deque()
+        self._running: list[_Sequence] = []
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._decoding)
+        return bool(self._waiting or self._running)
 
     def add(self, request: SampleRequest) -> None:
         """Refuses by field what can never run."""
-        limit = self._validate(request)
-        active = _Active(request, limit, [], [None] * request.num_samples)
-        self._waiting.append(active)
+        limit = token_limit(self._model, request)
+        most = -(-(len(request.prompt) + limit) // BLOCK) + 1
+        if most > self._pool.max_blocks:
+            raise InvalidInput(
+                f"prompt: {len(request.prompt)} tokens and {limit} to sample are more than the "
+                f"{self._pool.max_blocks * BLOCK} that this service keeps; ask for fewer."
+            )
+        self._waiting.append(_Sequence(_Active(request, limit), 0))
 
     def cancel(self, request_id: str) -> None:
-        self._waiting = [one for one in self._waiting if one.request.request_id != request_id]
-        self._decoding = [
-            one for one in self._decoding if one.owner.request.request_id != request_id
-        ]
+        for one in [*self._waiting, *self._running]:
+            if one.owner.request.request_id == request_id:
+                self._leave(one)
+        self._waiting = deque(one for one in self._waiting if not _belongs(one, request_id))
+        self._running = [one for one in self._running if not _belongs(one, request_id)]
+
+    def forget(self, adapter: Adapter) -> None:
+        """Nobody will sample from it again."""
+        self._prefixes.forget(adapter)
 
     @torch.no_grad()
     def step(self) -> list[Finished]:
         """One pass; the requests that it finished."""
-        prefills = self._admit()
-        if not prefills and not self._decoding:
+        parts = self._schedule()
+        if not parts:
             return []
-        fresh = [
-            _Sequence(active, 0, KVCache(), list(active.request.prompt)) for active in prefills
+        segments = [
+            Segment(one.next_tokens(count), one.adapter, one.cache)
+            for one, count in parts
+            if one.cache is not None
         ]
-        everyone = sorted(self._decoding + fresh, key=lambda one: id(one.owner.request.adapter))
-        self._decoding = []
+        current = self._model.new_pass(segments)
         try:
-            hidden = self._pass(everyone)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            return [
-                Finished(name, error="prompt: the service is out of memory; send fewer or shorter.")
-                for name in {one.owner.request.request_id for one in everyone}
-            ]
-        self._draw_all(everyone, hidden)
-        owners = {id(one.owner): one.owner for one in everyone}
-        return [_finished(owner) for owner in owners.values() if all(owner.done)]
+            hidden_NH = self._model.hidden(current)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            release(self._model.device)
+            return self._give_up({one.owner.request.request_id for one, _ in parts})
+        rows = [hidden_NH[some] for some in current.rows]
+        self._score(parts, rows)
+        ready = [(one, each[-1]) for (one, _), each in zip(parts, rows, strict=True) if not one.unread]
+        return self._draw(ready) if ready else []
 
-    def _admit(self) -> list[_Active]:
-        """Waiting prompts, first come first served, while slots and the token budget last."""
-        admitted: list[_Active] = []
-        slots, tokens = len(self._decoding), 0
-        while self._waiting:
-            request = self._waiting[0].request
-            slots += request.num_samples
-            tokens += len(request.prompt)
-            alone = not admitted and not self._decoding
-            if not alone and (slots > self._max_slots or (admitted and tokens > self._max_tokens)):
+    # Who is in the pass
+
+    def _schedule(self) -> list[tuple[_Sequence, int]]:
+        """Each sequence of the pass with how many tokens it reads, adapters side by side.
+
+        Whoever decodes is in; prompts share what the token budget leaves, first come first served.
+        """
+        self._make_room()
+        budget = self._max_tokens
+        parts: list[tuple[_Sequence, int]] = []
+        for one in [*self._running]:
+            count = min(one.unread, max(1, budget))
+            parts.append((one, count))
+            budget -= count
+        while self._waiting and (budget > 0 or not parts):
+            one = self._waiting[0]
+            if self._slots_taken(one) > self._max_slots and self._running:
                 break
-            admitted.append(self._waiting.pop(0))
-        return admitted
+            if not self._place(one, min(one.unread, budget)):
+                break
+            self._waiting.popleft()
+            self._running.append(one)
+            count = min(one.unread, budget)
+            parts.append((one, count))
+            budget -= count
+        order: dict[Adapter | None, int] = {}
+        for one, _ in parts:
+            order.setdefault(one.adapter, len(order))
+        return sorted(parts, key=lambda part: order[part[0].adapter])
 
-    def _pass(self, sequences: list[_Sequence]) -> list[Tensor]:
-        """Hidden states of each sequence's pending tokens."""
-        segments = [Segment(one.pending, one.owner.request.adapter, one.cache) for one in sequences]
-        current = Pass(enough_rows(segments))
-        hidden_NH = self._model.hidden(current)
-        return [hidden_NH[rows] for rows in current.rows[: len(sequences)]]
+    def _slots_taken(self, more: _Sequence) -> int:
+        """Rows of the decode steps to come, if this one joins."""
+        return sum(_width(one) for one in [*self._running, more])
 
-    def _draw_all(self, sequences: list[_Sequence], hidden: list[Tensor]) -> None:
-        last_SH = torch.stack([rows[-1] for rows in hidden])
-        rows = adapter_rows([one.owner.request.adapter for one in sequences])
-        logits_SV = self._model.logits(last_SH, rows)
-        fresh = [not one.tokens and not one.index for one in sequences]
-        prompts = {
-            place: (one.owner.request, rows_NH)
-            for place, (one, rows_NH) in enumerate(zip(sequences, hidden, strict=True))
-            if fresh[place]
-        }
-        found = score_prompts(self._model, list(prompts.values()))
-        for place, scores in zip(prompts, found, strict=True):
-            sequences[place].owner.scores = scores
-        for one, logits_V, new in zip(sequences, logits_SV, fresh, strict=True):
-            if not new:
-                self._extend(one, logits_V)
+    def _place(self, one: _Sequence, count: int) -> bool:
+        """Give a waiting sequence its cache; False when there are no blocks for it."""
+        limit = len(one.owner.request.prompt) + len(one.tokens) - 1
+        if not one.tokens:
+            limit = min(limit, one.owner.reader.first_row)
+        cache = self._prefixes.find(one.adapter, one.known, limit)
+        if not self._reserve(cache.blocks_wanted(count) + 1):
+            cache.release()
+            return False
+        if one.owner.cache_hit_tokens is None:
+            one.owner.cache_hit_tokens = cache.length
+        one.cache = cache
+        return True
+
+    def _reserve(self, blocks: int) -> bool:
+        while self._pool.blocks_left < blocks:
+            if not self._prefixes.forget_least_used():
+                return False
+        return True
+
+    def _make_room(self) -> None:
+        """Blocks for every running sequence's next token; the youngest wait again if there are none."""
+        while self._running:
+            wanted = sum(
+                one.cache.blocks_wanted(min(one.unread, self._max_tokens))
+                for one in self._running
+                if one.cache is not None
+            )
+            if self._reserve(wanted) or len(self._running) == 1:
+                return
+            one = self._running.pop()
+            self._release(one)
+            self._waiting.appendleft(one)
+
+    # What the pass gave
+
+    def _score(self, parts: list[tuple[_Sequence, int]], rows: list[Tensor]) -> None:
+        read = [
+            (one.owner.reader, one.cache.length - count, each)
+            for (one, count), each in zip(parts, rows, strict=True)
+            if one.cache is not None and not one.tokens and not one.index
+        ]
+        score_prompts(self._model, read)
+
+    def _draw(self, ready: list[tuple[_Sequence, Tensor]]) -> list[Finished]:
+        """A token for every sample that has read all it knows; samples part after their prompt."""
+        owners = [(one.adapter, None) for one, _ in ready]
+        last_SH = torch.stack([row for _, row in ready])
+        logits_SV = self._model.logits(last_SH, merge_rows(owners, [1] * len(ready)))
+        samples: list[_Sequence] = []
+        picked: list[int] = []
+        for place, (one, _) in enumerate(ready):
+            twins = self._part(one) if not one.tokens and not one.index else [one]
+            samples += twins
+            picked += [place] * len(twins)
+        if len(picked) > len(ready):
+            logits_SV = logits_SV[picked]
+        draws = [_next_draw(one) for one in samples]
+        tokens, logprobs, all_SV = draw(logits_SV, draws)
+        for place, one in enumerate(samples):
+            one.tokens.append(tokens[place])
+            one.logprobs.append(logprobs[place])
+            if k := one.owner.request.topk_sample_logprobs:
+                top = all_SV[place].topk(k)
+                one.topk.append((top.indices, top.values))
+        return self._retire(samples)
+
+    def _part(self, one: _Sequence) -> list[_Sequence]:
+        """The prompt is read: remember it, and let every sample go on from it by itself."""
+        assert one.cache is not None
+        self._prefixes.remember(one.adapter, one.owner.request.prompt, one.cache)
+        twins = []
+        for index in range(1, one.owner.request.num_samples):
+            twin = _Sequence(one.owner, index)
+            if self._reserve(1):
+                twin.cache = one.cache.fork()
+                self._running.append(twin)
+            else:
+                self._waiting.append(twin)
+            twins.append(twin)
+        return [one, *twins]
+
+    def _retire(self, samples: list[_Sequence]) -> list[Finished]:
+        finished: list[Finished] = []
+        for one in samples:
+            reason = self._stop_reason(one)
+            if reason is None:
                 continue
-            twins = [
-                _Sequence(one.owner, index, one.cache.copy(), [])
-                for index in range(1, one.owner.request.num_samples)
-            ]
-            for sample in (one, *twins):
-                self._extend(sample, logits_V)
-
-    def _extend(self, one: _Sequence, logits_V: Tensor) -> None:
-        """Draw the sample's next token; it decodes on, or is done."""
-        request = one.owner.request
-        u = uniform(request.seed, one.index, len(one.tokens))
-        token, logprob = draw(logits_V, request.temperature, request.top_k, request.top_p, u)
-        one.tokens.append(token)
-        one.logprobs.append(logprob)
-        one.pending = [token]
-        if request.topk_sample_logprobs:
-            scaled = logits_V / request.temperature if request.temperature else logits_V
-            top = scaled.log_softmax(-1).topk(request.topk_sample_logprobs)
-            one.topk.append((top.indices, top.values))
-        reason = self._stop_reason(one)
-        if reason is None:
-            self._decoding.append(one)
-        else:
             topk = _topk_rows(one.topk) if one.topk else None
-            one.owner.done[one.index] = SampledSequence(one.tokens, one.logprobs, reason, topk)
+            done = SampledSequence(one.tokens, one.logprobs, reason, topk)
+            one.owner.done[one.index] = done
+            if one.cache is not None:
+                self._prefixes.remember(one.adapter, one.known, one.cache)
+            self._leave(one)
+            if all(one.owner.done):
+                finished.append(one.owner.finished())
+        return finished
+
+    def _leave(self, one: _Sequence) -> None:
+        self._release(one)
+        if one in self._running:
+            self._running.remove(one)
+        elif one in self._waiting:
+            self._waiting.remove(one)
+
+    def _release(self, one: _Sequence) -> None:
+        if one.cache is not None:
+            one.cache.release()
+            one.cache = None
+
+    def _give_up(self, request_ids: set[str]) -> list[Finished]:
+        for request_id in request_ids:
+            self.cancel(request_id)
+        sentence = "prompt: the service is out of memory; send fewer or shorter."
+        return [Finished(request_id, error=sentence) for request_id in sorted(request_ids)]
 
     def _stop_reason(self, one: _Sequence) -> str | None:
         request, last = one.owner.request, one.tokens[-1]
@@ -189,75 +325,20 @@ class Sampler:
         window = tokens[-(len(stop.encode()) + 8) :]
         return stop in self._model.tokenizer.decode(window, skip_special_tokens=False)
 
-    def _validate(self, request: SampleRequest) -> int:
-        """How many tokens a sample may have."""
-        context, vocab = self._model.max_context_length, self._model.vocab_size
-        room = context - len(request.prompt)
-        bad = next((token for token in request.prompt if not 0 <= token < vocab), None)
-        checks = [
-            (not request.prompt, "prompt: it holds no token."),
-            (
-                bad is not None,
-                f"prompt: token id {bad} is outside the vocabulary (0 to {vocab - 1}).",
-            ),
-            (
-                room < 1,
-                f"prompt: {len(request.prompt)} tokens leave no room in the model's context of {context}.",
-            ),
-            (
-                not 1 <= request.num_samples <= MAX_SAMPLES,
-                f"num_samples: {request.num_samples} is not from 1 to {MAX_SAMPLES}.",
-            ),
-            (
-                not (np.isfinite(request.temperature) and request.temperature >= 0),
-                f"sampling_params.temperature: {request.temperature} is not a number from 0.",
-            ),
-            (
-                not 0 < request.top_p <= 1,
-                f"sampling_params.top_p: {request.top_p} is not above 0 and at most 1.",
-            ),
-            (
-                request.top_k < -1,
-                f"sampling_params.top_k: {request.top_k} is neither -1 (no limit) nor positive.",
-            ),
-            (
-                request.max_tokens is not None and request.max_tokens < 1,
-                f"sampling_params.max_tokens: {request.max_tokens} is not at least 1.",
-            ),
-            (
-                any(isinstance(one, str) for one in request.stop or [])
-                and self._model.tokenizer is None,
-                "sampling_params.stop: this model has no tokenizer here; give token ids.",
-            ),
-            (any(one == "" for one in request.stop or []), "sampling_params.stop: '' is no stop."),
-        ]
-        for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
-            top = min(vocab, MAX_TOPK)
-            value = getattr(request, name)
-            checks.append((not 0 <= value <= top, f"{name}: {value} is not from 0 to {top}."))
-        if request.targets is not None and request.targets.tokens.size:
-            low, high = int(request.targets.tokens.min()), int(request.targets.tokens.max())
-            sentence = f"target_prompt_logprobs: token ids must be from -1 to {vocab - 1}."
-            checks.append((low < -1 or high >= vocab, sentence))
-        last_n = request.prompt_logprobs_last_n
-        checks.append(
-            (
-                last_n is not None and not 1 <= last_n <= len(request.prompt) - 1,
-                f"prompt_logprobs_last_n: {last_n} is not from 1 to {len(request.prompt) - 1}.",
-            )
-        )
-        for wrong, sentence in checks:
-            if wrong:
-                raise InvalidInput(sentence)
-        return min(request.max_tokens or room, room)
+
+def _belongs(one: _Sequence, request_id: str) -> bool:
+    return one.owner.request.request_id == request_id
 
 
-def _finished(owner: _Active) -> Finished:
-    return Finished(
-        owner.request.request_id,
-        [sequence for sequence in owner.done if sequence is not None],
-        owner.scores,
-    )
+def _width(one: _Sequence) -> int:
+    """How many rows a decode step has for it; a prompt brings all its samples."""
+    return one.owner.request.num_samples if not one.tokens and not one.index else 1
+
+
+def _next_draw(one: _Sequence) -> Draw:
+    request = one.owner.request
+    u = uniform(request.seed, one.index, len(one.tokens))
+    return Draw(request.temperature, request.top_k, request.top_p, u)
 
 
 def _topk_rows(rows: list[tuple[Tensor, Tensor]]) -> TopK:

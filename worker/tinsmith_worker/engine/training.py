@@ -1,92 +1,33 @@
-"""Gradients and steps of many runs on one frozen base model.
+"""Gradients of many runs on one frozen base model.
 
-A pass holds micro-batches of several runs, one request of a run at a time. A request is cut by its
-own size alone, its gradient is collected apart and added to the run's only when all of it is finite:
-so what a run learns depends on nobody else, and a failed request leaves nothing behind.
+A pass holds micro-batches of several requests, of one run or of many. A request is cut by its own
+size alone, its gradient is collected apart and added to its run's only when all of it is finite: so
+what a run learns depends on nobody else, and a failed request leaves nothing behind.
 
-Legend: N tokens of a micro-batch, R rows of a head chunk, K candidates.
+Legend: N rows of a pass, P pairs of a row and a target.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from tinsmith_worker.engine import losses
-from tinsmith_worker.engine.adapter import Adapter
+from tinsmith_worker.engine.adapter import Gradient
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.packed import HEAD_ROWS, Pass, Segment, enough_rows
+from tinsmith_worker.engine.batching import Group, cut, group_by_beginning
+from tinsmith_worker.engine.head import Asked, score
+from tinsmith_worker.engine.memory import is_out_of_memory, release
+from tinsmith_worker.engine.micro_batch import MicroBatch
+from tinsmith_worker.engine.optimizer import RunState
 from tinsmith_worker.engine.values import Datum, InvalidInput
 
-
-@dataclass(frozen=True, kw_only=True)
-class AdamParams:
-    """AdamW (Loshchilov & Hutter 2019); defaults from tinker-docs."""
-
-    learning_rate: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-12
-    weight_decay: float = 0.0
-    grad_clip_norm: float = 0.0
-    """Largest global norm of this run's gradient; 0 leaves it as it is."""
-
-    def validate(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if not np.isfinite(value) or value < 0:
-                raise InvalidInput(f"adam_params.{one.name}: {value} is not a number from 0.")
-        for name in ("beta1", "beta2"):
-            if getattr(self, name) >= 1:
-                raise InvalidInput(f"adam_params.{name}: {getattr(self, name)} is not below 1.")
-        if self.eps == 0:
-            raise InvalidInput("adam_params.eps: 0 divides by zero; use a small positive number.")
-        if self.learning_rate > 1e3:
-            raise InvalidInput(f"adam_params.learning_rate: {self.learning_rate} is above 1000.")
-
-
-class RunState:
-    """An adapter, its optimizer and the gradient gathered since the last step."""
-
-    def __init__(self, adapter: Adapter) -> None:
-        self.adapter = adapter
-        self.parameters = adapter.parameters()
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0)
-        self.gradient: list[Tensor] | None = None
-        self.steps = 0
-
-    @property
-    def has_gradient(self) -> bool:
-        return self.gradient is not None
-
-    def add_gradient(self, gradient: list[Tensor]) -> None:
-        if self.gradient is None:
-            self.gradient = gradient
-        else:
-            torch._foreach_add_(self.gradient, gradient)
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Adam's moments by PEFT's names; empty before the first step."""
-        tensors = {}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}.{name}"] = value
-        return tensors
-
-    def load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        if not tensors:
-            return
-        for name, parameter in self.parameters.items():
-            self.optimizer.state[parameter] = {
-                "step": tensors[f"step.{name}"].clone(),
-                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device, copy=True),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device, copy=True),
-            }
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,224 +48,232 @@ class Outcome:
     error: str | None = None
 
 
-@dataclass
-class _Progress:
+class _Request:
     """A request on its way: the micro-batches to come and what came of the others."""
 
-    work: Work
-    config: Any
-    batches: list[list[Datum]]
-    outcome: Outcome
-    loss: float = 0.0
-    gradient: list[Tensor] | None = None
+    def __init__(self, work: Work, groups: list[Group], config: Any, max_tokens: int) -> None:
+        self.work, self.config = work, config
+        self.gradient = None if work.forward_only else Gradient(work.run.adapter)
+        self.error: str | None = None
+        self.alone = self.checkpoint = False
+        self.max_tokens = max_tokens
+        self._groups = groups
+        self._sizes = [datum.tokens.size for datum in work.data]
+        self._begin()
+
+    @classmethod
+    def refused(cls, work: Work, sentence: str) -> "_Request":
+        """Has nothing to run, and its place in the order all the same."""
+        one = cls(replace(work, forward_only=True, data=[]), [], None, 1)
+        one.work, one.error = work, sentence
+        return one
+
+    @property
+    def loss(self) -> losses.Loss:
+        return losses.find(self.work.loss_fn)
+
+    def _begin(self) -> None:
+        self.batches = cut(self._groups, self._sizes, self.max_tokens)
+        self.logprobs: dict[int, npt.NDArray[np.float32]] = {}
+        self.sum = 0.0
 
     @property
     def active(self) -> bool:
-        return bool(self.batches) and self.outcome.error is None
+        return bool(self.batches) and self.error is None
+
+    @property
+    def next_tokens(self) -> int:
+        return sum(group.num_tokens(self._sizes) for group in self.batches[0])
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Only a datum that is too long by itself makes such a micro-batch."""
+        return self.checkpoint or self.next_tokens > self.max_tokens
+
+    def shrink(self, alone: bool, error: RuntimeError) -> None:
+        """Memory ran out: begin again, by itself, then in halves, then with checkpoints."""
+        members = [index for group in self.batches[0] for index in group.members]
+        if not alone:
+            self.alone = True
+        elif len(members) > 1:
+            self.max_tokens = max(1, min(self.max_tokens, self.next_tokens) // 2)
+        elif not self.needs_checkpoint:
+            self.checkpoint = True
+        else:
+            self.error = (
+                f"data[{members[0]}]: its {self.next_tokens} tokens need more memory than this "
+                f"service has; shorten it. ({str(error).splitlines()[0][:120]})"
+            )
+            return
+        self._begin()
+        if self.gradient is not None:
+            self.gradient.clear()
+
+    def outcome(self) -> Outcome:
+        """The gradient joins the run's, unless something failed."""
+        if self.error is None and self.gradient is not None:
+            row_P = self.gradient.finish()
+            if torch.isfinite(row_P.norm()):
+                self.work.run.add_gradient(row_P)
+            else:
+                self.error = "data: the gradient is not finite; nothing of it was kept."
+        if self.error is not None:
+            return Outcome(error=self.error)
+        metrics = {"loss:sum": self.sum, "tokens:sum": float(sum(self._sizes))}
+        return Outcome([self.logprobs[index] for index in range(len(self._sizes))], metrics)
+
+
+Settled = tuple[Work, Outcome]
+
+
+class Trainer:
+    """Forward and backward passes of whoever asks, begun and finished between any two passes."""
+
+    def __init__(
+        self, model: BaseModel, *, max_pass_tokens: int, share_prompts: bool = True
+    ) -> None:
+        self._model, self._max_tokens, self._share = model, max_pass_tokens, share_prompts
+        self._requests: list[_Request] = []
+        """In order of arrival, in which those of one run are settled."""
+        self._turns: list[_Request] = []
+        """The same ones, whoever waits longest for a pass first."""
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._requests)
+
+    def add(self, work: Work) -> None:
+        """What cannot be run is refused when its turn to be settled comes."""
+        try:
+            config = losses.configure(work.loss_fn, work.loss_fn_config)
+            losses.validate(
+                work.data, work.loss_fn, self._model.vocab_size, self._model.max_context_length
+            )
+        except InvalidInput as error:
+            self.refuse(work, str(error))
+            return
+        groups = group_by_beginning([datum.tokens for datum in work.data], share=self._share)
+        one = _Request(work, groups, config, self._max_tokens)
+        self._requests.append(one)
+        self._turns.append(one)
+
+    def refuse(self, work: Work, sentence: str) -> None:
+        """Settle it with this error, behind the earlier requests of its run."""
+        self._requests.append(_Request.refused(work, sentence))
+
+    def abandon(self, run: RunState) -> None:
+        """Nothing of this run's requests is wanted any more."""
+        self._requests = [one for one in self._requests if one.work.run is not run]
+        self._turns = [one for one in self._turns if one.work.run is not run]
+
+    def clear(self) -> list[Work]:
+        """Give all of it up; answers what was not settled."""
+        works = [one.work for one in self._requests]
+        self._requests, self._turns = [], []
+        return works
+
+    def step(self) -> list[Settled]:
+        """One pass, and what it settled. The gradient of a work that succeeded joins its run's."""
+        chosen = self._choose()
+        if not chosen:
+            return self._settle()
+        try:
+            with torch.set_grad_enabled(not chosen[0].work.forward_only):
+                _pass(self._model, chosen)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one, and the CPU has only this
+            if not is_out_of_memory(error):
+                raise
+            _log.warning("training_out_of_memory", tokens=sum(one.next_tokens for one in chosen))
+            for one in chosen:
+                one.shrink(len(chosen) == 1, error)
+            release(self._model.device)
+        else:
+            for one in chosen:
+                one.batches.pop(0)
+        return self._settle()
+
+    def _choose(self) -> list[_Request]:
+        """The next micro-batch of each request that still fits beside the others."""
+        chosen: list[_Request] = []
+        total = 0
+        for one in self._turns:
+            fits = total + one.next_tokens <= self._max_tokens and not one.alone
+            alike = not chosen or one.work.forward_only is chosen[0].work.forward_only
+            if not chosen or (fits and alike):
+                chosen.append(one)
+                total += one.next_tokens
+                if one.alone:
+                    break
+        self._turns = [one for one in self._turns if one not in chosen] + chosen
+        return chosen
+
+    def _settle(self) -> list[Settled]:
+        """Requests that are through, unless an earlier one of their run is not."""
+        settled: list[Settled] = []
+        open_runs: set[int] = set()
+        for one in list(self._requests):
+            run = id(one.work.run)
+            if one.active or run in open_runs:
+                open_runs.add(run)
+                continue
+            settled.append((one.work, one.outcome()))
+            self._requests.remove(one)
+        self._turns = [one for one in self._turns if one.active]
+        return settled
 
 
 def forward_backward(
-    model: BaseModel, works: Sequence[Work], *, max_pass_tokens: int
+    model: BaseModel, works: Sequence[Work], *, max_pass_tokens: int, share_prompts: bool = True
 ) -> list[Outcome]:
-    """Every work's logprobs and loss; gradients are added to the runs of those that succeeded."""
-    assert len({id(work.run) for work in works}) == len(works), "one request of a run at a time"
-    progress = [_begin(model, work, max_pass_tokens) for work in works]
-    for forward_only in (True, False):
-        group = [one for one in progress if one.work.forward_only is forward_only]
-        while active := [one for one in group if one.active]:
-            _shared_pass(model, active, forward_only)
-    for one in progress:
-        _settle(one)
-    return [one.outcome for one in progress]
+    """All of these works, in as few passes as the budget allows."""
+    trainer = Trainer(model, max_pass_tokens=max_pass_tokens, share_prompts=share_prompts)
+    outcomes: dict[int, Outcome] = {}
+    for work in works:
+        trainer.add(work)
+    while trainer.busy:
+        outcomes |= {id(work): outcome for work, outcome in trainer.step()}
+    return [outcomes[id(work)] for work in works]
 
 
-def _begin(model: BaseModel, work: Work, max_pass_tokens: int) -> _Progress:
-    try:
-        config = losses.configure(work.loss_fn, work.loss_fn_config)
-        losses.validate(work.data, work.loss_fn, model.vocab_size, model.max_context_length)
-    except InvalidInput as error:
-        return _Progress(work, None, [], Outcome(error=str(error)))
-    return _Progress(work, config, _cut(work.data, max_pass_tokens), Outcome())
+def _pass(model: BaseModel, requests: Sequence[_Request]) -> None:
+    batches, segments, rows = [], [], 0
+    for one in requests:
+        batch = MicroBatch(one.work.data, one.batches[0], rows)
+        batches.append(batch)
+        segments += batch.segments(one.work.run.adapter, one.gradient)
+        rows += batch.num_rows
+    checkpoint = any(one.needs_checkpoint for one in requests)
+    hidden_NH = model.hidden(model.new_pass(segments, checkpoint=checkpoint))
+    asked = [_ask(model, hidden_NH, *pair) for pair in zip(requests, batches, strict=True)]
+    found, back_NH = score(model, hidden_NH, asked)
+    if back_NH is not None and hidden_NH.requires_grad:
+        hidden_NH.backward(back_NH)  # type: ignore[no-untyped-call]
+    for one, batch, logprobs_P in zip(requests, batches, found, strict=True):
+        _note(one, batch, logprobs_P)
 
 
-def _cut(data: list[Datum], max_tokens: int) -> list[list[Datum]]:
-    batches: list[list[Datum]] = []
-    size = max_tokens + 1
-    for datum in data:
-        size += datum.tokens.size
-        if size > max_tokens:
-            batches.append([])
-            size = datum.tokens.size
-        batches[-1].append(datum)
-    return batches
+def _ask(model: BaseModel, hidden_NH: Tensor, one: _Request, batch: MicroBatch) -> Asked:
+    adapter, gradient = one.work.run.adapter, one.gradient
+    plain = Asked(batch.pairs(one.loss), adapter, gradient)
+    if gradient is None:
+        return plain
+    weigh = batch.weigh(one.loss, one.config)
+    if one.loss.whole_datum:
+        with torch.no_grad():
+            [logprobs_P], _ = score(model, hidden_NH, [plain])
+        whole_P = weigh(logprobs_P, np.arange(logprobs_P.numel()))
+        return Asked(plain.pairs, adapter, gradient, lambda _, some: whole_P[some])
+    return Asked(plain.pairs, adapter, gradient, weigh)
 
 
-def _shared_pass(model: BaseModel, active: list[_Progress], forward_only: bool) -> None:
-    """One micro-batch of each; when memory runs out for all together, each alone."""
-    try:
-        with torch.set_grad_enabled(not forward_only):
-            _pass(model, active)
-    except torch.OutOfMemoryError:
-        _forget_gradients(active)
-        if len(active) == 1:
-            active[0].outcome = Outcome(
-                error="data: a datum of this request needs more memory than there is; shorten it."
-            )
-            return
-        for one in active:
-            _shared_pass(model, [one], forward_only)
-        return
-    for one in active:
-        one.batches.pop(0)
-
-
-def _pass(model: BaseModel, active: list[_Progress]) -> None:
-    data = [(one, datum) for one in active for datum in one.batches[0]]
-    segments = [Segment(datum.tokens.tolist(), one.work.run.adapter) for one, datum in data]
-    current = Pass(enough_rows(segments))
-    hidden_NH = model.hidden(current)
-    found: dict[int, list[Tensor]] = {}
-    sums: dict[int, Tensor] = {}
-    start = 0
-    for one in active:
-        batch = one.batches[0]
-        end = start + sum(datum.tokens.size for datum in batch)
-        logprobs = target_logprobs(model, hidden_NH[start:end], one.work.run.adapter, batch)
-        found[id(one)] = logprobs
-        sums[id(one)] = torch.stack(
-            [_loss(model, one, *pair) for pair in zip(batch, logprobs, strict=True)]
-        ).sum()
-        start = end
-    finite = [one for one in active if _note(one, found[id(one)], sums[id(one)])]
-    if finite and torch.is_grad_enabled():
-        total = torch.stack([sums[id(one)] for one in finite]).sum()
-        if total.requires_grad:
-            total.backward()  # type: ignore[no-untyped-call]
-        for one in finite:
-            _collect(one)
-        _forget_gradients(active)
-
-
-def _loss(model: BaseModel, one: _Progress, datum: Datum, logprobs: Tensor) -> Tensor:
-    inputs = {name: _tensor(array, model) for name, array in datum.inputs.items()}
-    return losses.find(one.work.loss_fn).function(logprobs, inputs, one.config)
-
-
-def target_logprobs(
-    model: BaseModel, hidden_NH: Tensor, adapter: Adapter, batch: Sequence[Datum]
-) -> list[Tensor]:
-    """Per datum log p of its targets, in their shape; N counts the tokens of all of them.
-
-    [N, vocab] is never held, in either direction: the head runs over some rows at a time, and again
-    for the gradient.
-    """
-    targets = [_tensor(datum.inputs["target_tokens"], model) for datum in batch]
-    width = max(one.shape[1] if one.ndim == 2 else 1 for one in targets)
-    targets_NK = torch.cat([_columns(one, width) for one in targets])
-
-    def chunk(hidden_RH: Tensor, targets_RK: Tensor) -> Tensor:
-        logits_RV = model.logits(hidden_RH, [(slice(0, hidden_RH.shape[0]), adapter)])
-        return logits_RV.gather(1, targets_RK) - logits_RV.logsumexp(1, keepdim=True)
-
-    pieces = [
-        checkpoint(chunk, hidden_RH, targets_RK, use_reentrant=False)
-        for hidden_RH, targets_RK in zip(
-            torch.split(hidden_NH, HEAD_ROWS), torch.split(targets_NK, HEAD_ROWS), strict=True
-        )
-    ]
-    rows = torch.split(torch.cat(pieces), [one.shape[0] for one in targets])
-    return [
-        row_NK[:, : one.shape[1]] if one.ndim == 2 else row_NK[:, 0]
-        for row_NK, one in zip(rows, targets, strict=True)
-    ]
-
-
-def _columns(targets: Tensor, width: int) -> Tensor:
-    """[N] or [N, K] as [N, width]; what is filled in is cut off again."""
-    targets_NK = targets if targets.ndim == 2 else targets[:, None]
-    return torch.nn.functional.pad(targets_NK, (0, width - targets_NK.shape[1]))
-
-
-def _note(one: _Progress, logprobs: list[Tensor], loss: Tensor) -> bool:
-    """Record a micro-batch; False when its numbers are not finite and the request has failed."""
-    arrays = [row.detach().float().cpu().numpy() for row in logprobs]
-    value = float(loss.detach())
-    if not np.isfinite(value) or not all(np.isfinite(array).all() for array in arrays):
-        one.outcome = Outcome(
-            error="data: the loss is not finite. Check logprobs, advantages and weights, and whether "
+def _note(one: _Request, batch: MicroBatch, logprobs_P: Tensor) -> None:
+    """Record a micro-batch; numbers that are not finite fail the request."""
+    loss = batch.loss(logprobs_P, one.loss, one.config)
+    if not (torch.isfinite(loss) and torch.isfinite(logprobs_P).all()):
+        one.error = (
+            "data: the loss is not finite. Check logprobs, advantages and weights, and whether "
             "the run has diverged (load an earlier checkpoint)."
         )
-        return False
-    one.outcome.logprobs += arrays
-    one.loss += value
-    return True
-
-
-def _collect(one: _Progress) -> None:
-    fresh = [
-        parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        for parameter in one.work.run.parameters.values()
-    ]
-    if one.gradient is None:
-        one.gradient = fresh
-    else:
-        torch._foreach_add_(one.gradient, fresh)
-
-
-def _forget_gradients(active: list[_Progress]) -> None:
-    for one in active:
-        for parameter in one.work.run.parameters.values():
-            parameter.grad = None
-
-
-def _settle(one: _Progress) -> None:
-    if one.outcome.error is not None:
         return
-    if one.gradient is not None:
-        if not torch.isfinite(_norm(one.gradient)):
-            one.outcome = Outcome(error="data: the gradient is not finite; nothing of it was kept.")
-            return
-        one.work.run.add_gradient(one.gradient)
-    one.outcome.metrics = {
-        "loss:sum": one.loss,
-        "tokens:sum": float(sum(datum.tokens.size for datum in one.work.data)),
-    }
-
-
-def optim_step(run: RunState, params: AdamParams) -> dict[str, float]:
-    """Apply the gathered gradient and clear it.
-
-    Without one the step is taken with a gradient of zero: moments decay, and so do weights where
-    weight_decay says so.
-    """
-    params.validate()
-    gradient = run.gradient or [torch.zeros_like(p) for p in run.parameters.values()]
-    for parameter, grad in zip(run.parameters.values(), gradient, strict=True):
-        parameter.grad = grad
-    norm = _norm(gradient)
-    if params.grad_clip_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(run.parameters.values(), params.grad_clip_norm, norm)
-    for group in run.optimizer.param_groups:
-        group.update(
-            lr=params.learning_rate,
-            betas=(params.beta1, params.beta2),
-            eps=params.eps,
-            weight_decay=params.weight_decay,
-        )
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    run.gradient = None
-    run.steps += 1
-    return {
-        "grad_norm": float(norm),
-        "learning_rate": params.learning_rate,
-        "step": float(run.steps),
-    }
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.nn.utils.get_total_norm(tensors)
-
-
-def _tensor(array: npt.NDArray[np.generic], model: BaseModel) -> Tensor:
-    return torch.from_numpy(np.array(array)).to(model.device)
+    one.sum += float(loss)
+    one.logprobs |= batch.by_datum(logprobs_P)

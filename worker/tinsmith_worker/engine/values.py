@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from tinsmith_worker.engine.adapter import FrozenAdapter
+    from tinsmith_worker.engine.adapter import Adapter
 
 
 class InvalidInput(ValueError):
@@ -36,7 +36,7 @@ class TargetCells:
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
     request_id: str
-    adapter: "FrozenAdapter | None"
+    adapter: "Adapter | None"
     prompt: list[int]
     num_samples: int
     max_tokens: int | None

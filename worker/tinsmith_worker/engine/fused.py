@@ -1,0 +1,160 @@
+"""Our own layers, on the frozen weights of the families that people train.
+
+Query, key and value are one product, gate and up another; norms, rotary positions, attention and
+gates are the nodes of `ops` and `attention`. The weights and the table of rotary positions come from
+transformers' modules, whose names are the same in all these families.
+
+Legend: N rows of the pass, H query heads, G key/value heads, D head size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tinsmith_worker.engine.attention import attention
+from tinsmith_worker.engine.base_model import BaseModel
+from tinsmith_worker.engine.numerics import Numerics
+from tinsmith_worker.engine.ops import LinearGroup, gated, lora_linear, rms_norm, rotate
+from tinsmith_worker.engine.packed import Pass
+
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
+Norm = Callable[[Tensor], Tensor]
+
+
+class FusedModel(BaseModel):
+    engine = "fused"
+
+    @staticmethod
+    def knows(model: Any) -> bool:
+        config = model.config
+        activation = getattr(config, "hidden_act", None) or config.hidden_activation
+        softcap = getattr(config, "attn_logit_softcapping", None)
+        return config.model_type in _FAMILIES and activation in _ACTIVATIONS and softcap is None
+
+    def __init__(self, model: Any, name: str, tokenizer: Any, numerics: Numerics) -> None:
+        super().__init__(model, name, tokenizer, numerics)
+        body = model.model
+        self._embed, self._rotary = body.embed_tokens, body.rotary_emb
+        self._kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+        self._layers = [
+            _Layer(layer, index, model.config) for index, layer in enumerate(body.layers)
+        ]
+        self._norm = _norm(body.norm, model.config)
+        self.head = LinearGroup(("lm_head",), [model.lm_head.weight], [model.lm_head.bias])
+        for one in self._layers:
+            self._places |= {path: "attn" for path in (*one.qkv.paths, *one.out.paths)}
+            self._places |= {path: "mlp" for path in (*one.gate_up.paths, *one.down.paths)}
+            self._groups += [one.qkv, one.out, one.gate_up, one.down]
+        self._places["lm_head"] = "unembed"
+        self._groups.append(self.head)
+
+    def _hidden(self, current: Pass) -> Tensor:
+        x_NH: Tensor = self._embed(torch.tensor(current.tokens, device=self.device))
+        tables = self._tables(x_NH, current)
+        for layer in self._layers:
+            table = tables[layer.kind]
+            if current.checkpoint and torch.is_grad_enabled():
+                x_NH = checkpoint(layer, x_NH, table, current, use_reentrant=False)
+            else:
+                x_NH = layer(x_NH, table, current)
+        return self._norm(x_NH)
+
+    def _tables(self, x_NH: Tensor, current: Pass) -> dict[str, tuple[Tensor, Tensor]]:
+        """Cosines and signed sines [N, D] for each kind of layer."""
+        positions = torch.tensor([current.positions], device=self.device)
+        made = {}
+        for kind in self._kinds:
+            more = (kind,) if self.family == "gemma3_text" else ()
+            cos, sin = (one[0] for one in self._rotary(x_NH, positions, *more))
+            half = sin.shape[-1] // 2
+            made[kind] = (cos, torch.cat([-sin[:, :half], sin[:, half:]], -1))
+        return made
+
+
+@dataclass
+class _Norms:
+    before_attention: Norm
+    after_attention: Norm
+    before_mlp: Norm
+    after_mlp: Norm
+    query: Norm
+    key: Norm
+
+
+class _Layer:
+    def __init__(self, layer: Any, index: int, config: Any) -> None:
+        attn, mlp = layer.self_attn, layer.mlp
+        path = f"model.layers.{index}"
+        self.index = index
+        self.kind = (getattr(config, "layer_types", None) or ["full_attention"] * (index + 1))[index]
+        windowed = self.kind == "sliding_attention" or config.model_type == "mistral"
+        self.window: int | None = getattr(config, "sliding_window", None) if windowed else None
+        self.size: int = attn.head_dim
+        self.scale: float = attn.scaling
+        self.activation = _ACTIVATIONS[
+            getattr(config, "hidden_act", None) or config.hidden_activation
+        ]
+        self.qkv = _group(f"{path}.self_attn", attn, "q_proj", "k_proj", "v_proj")
+        self.out = _group(f"{path}.self_attn", attn, "o_proj")
+        self.gate_up = _group(f"{path}.mlp", mlp, "gate_proj", "up_proj")
+        self.down = _group(f"{path}.mlp", mlp, "down_proj")
+        self.norms = _norms(layer, config)
+
+    def __call__(self, x_NH: Tensor, table: tuple[Tensor, Tensor], current: Pass) -> Tensor:
+        rows, least, norms = current.adapter_rows, current.min_rows, self.norms
+        qkv = lora_linear(norms.before_attention(x_NH), self.qkv, rows, least)
+        query, key, value = (
+            one.unflatten(-1, (-1, self.size)) for one in qkv.split(self.qkv.sizes, -1)
+        )
+        attended = attention(
+            rotate(norms.query(query), *table),
+            rotate(norms.key(key), *table),
+            value,
+            current,
+            self.index,
+            scale=self.scale,
+            window=self.window,
+        )
+        out = lora_linear(attended.flatten(1), self.out, rows, least)
+        x_NH = x_NH + norms.after_attention(out)
+        inner = lora_linear(norms.before_mlp(x_NH), self.gate_up, rows, least)
+        out = lora_linear(gated(inner, self.activation), self.down, rows, least)
+        return x_NH + norms.after_mlp(out)
+
+
+def _group(path: str, module: Any, *names: str) -> LinearGroup:
+    linears = [getattr(module, name) for name in names]
+    return LinearGroup(
+        tuple(f"{path}.{name}" for name in names),
+        [linear.weight for linear in linears],
+        [linear.bias for linear in linears],
+    )
+
+
+def _norms(layer: Any, config: Any) -> _Norms:
+    attn = layer.self_attn
+    query, key = (
+        _norm(getattr(attn, name), config) if hasattr(attn, name) else _same
+        for name in ("q_norm", "k_norm")
+    )
+    first = _norm(layer.input_layernorm, config)
+    second = _norm(layer.post_attention_layernorm, config)
+    if config.model_type != "gemma3_text":
+        return _Norms(first, _same, second, _same, query, key)
+    before, after = layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm
+    return _Norms(first, second, _norm(before, config), _norm(after, config), query, key)
+
+
+def _norm(module: Any, config: Any) -> Norm:
+    gemma = config.model_type == "gemma3_text"
+    weight = 1 + module.weight.float() if gemma else module.weight
+    return lambda x: rms_norm(x, weight, config.rms_norm_eps)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

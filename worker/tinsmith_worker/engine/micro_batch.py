@@ -1,0 +1,131 @@
+"""One request's part of a pass: its sequences, its pairs of row and target, and its loss over them.
+
+Legend: P pairs: every target of every datum, in order.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tinsmith_worker.engine.adapter import Adapter, Gradient
+from tinsmith_worker.engine.batching import Group
+from tinsmith_worker.engine.head import Ints, Pairs, Weigh
+from tinsmith_worker.engine.losses import Loss
+from tinsmith_worker.engine.packed import Segment
+from tinsmith_worker.engine.values import Datum
+
+
+class MicroBatch:
+    def __init__(self, data: Sequence[Datum], groups: Sequence[Group], first_row: int) -> None:
+        self._groups, self._all, self._first_row = groups, data, first_row
+        self._indices = [index for group in groups for index in group.members]
+        self._data = [data[index] for index in self._indices]
+        sizes = [datum.tokens.size for datum in data]
+        self.num_rows = sum(group.num_tokens(sizes) for group in groups)
+
+    def segments(self, adapter: Adapter, gradient: Gradient | None) -> list[Segment]:
+        made: list[Segment] = []
+        for group in self._groups:
+            before = None
+            if group.shared:
+                shared = self._all[group.members[0]].tokens[: group.shared]
+                before = Segment(shared.tolist(), adapter, gradient=gradient)
+                made.append(before)
+            for index in group.members:
+                own = self._all[index].tokens[group.shared :].tolist()
+                made.append(Segment(own, adapter, after=before, gradient=gradient))
+        return made
+
+    @cached_property
+    def _rows(self) -> list[Ints]:
+        """Each datum's rows in the pass."""
+        rows, at = [], self._first_row
+        for group in self._groups:
+            shared = np.arange(at, at + group.shared)
+            at += group.shared
+            for index in group.members:
+                own = self._all[index].tokens.size - group.shared
+                rows.append(np.concatenate([shared, np.arange(at, at + own)]))
+                at += own
+        return rows
+
+    def pairs(self, loss: Loss) -> Pairs:
+        rows, tokens, idle = [], [], []
+        for datum, places in zip(self._data, self._rows, strict=True):
+            targets = datum.inputs["target_tokens"]
+            width = targets.shape[1] if targets.ndim == 2 else 1
+            rows.append(np.repeat(places, width))
+            tokens.append(targets.reshape(-1).astype(np.int64))
+            idle.append(loss.idle(datum.inputs).reshape(-1))
+        return Pairs(*(np.concatenate(column) for column in (rows, tokens, idle)))  # type: ignore[arg-type]
+
+    def loss(self, logprobs_P: Tensor, loss: Loss, config: Any) -> Tensor:
+        if not loss.whole_datum:
+            inputs = self._inputs(loss, config, logprobs_P.device)
+            return loss.function(logprobs_P, inputs, config)
+        parts = torch.split(logprobs_P, [rows.size for rows in self._rows])
+        return torch.stack(
+            [
+                loss.function(part, _tensors(datum.inputs, logprobs_P.device), config)
+                for part, datum in zip(parts, self._data, strict=True)
+            ]
+        ).sum()
+
+    def weigh(self, loss: Loss, config: Any) -> Weigh:
+        """d loss / d log p of some pairs; of all of them where the loss needs a whole datum."""
+
+        def some(logprobs: Tensor, indices: Ints) -> Tensor:
+            with torch.enable_grad():
+                leaf = logprobs.detach().requires_grad_()
+                if loss.whole_datum:
+                    total = self.loss(leaf, loss, config)
+                else:
+                    inputs = self._inputs(loss, config, leaf.device)
+                    picked = torch.from_numpy(indices).to(leaf.device)
+                    chosen = {name: one[picked] for name, one in inputs.items()}
+                    total = loss.function(leaf, chosen, config)
+            [grad] = torch.autograd.grad(total, leaf)
+            return grad
+
+        return some
+
+    def _inputs(self, loss: Loss, config: Any, device: torch.device) -> dict[str, Tensor]:
+        """Every input of all pairs back to back; a threshold that a datum leaves out is the config's."""
+        if not hasattr(self, "_joined"):
+            present = {name for datum in self._data for name in datum.inputs}
+            names = {*loss.required, *loss.optional} & present
+            self._joined = {
+                name: torch.from_numpy(
+                    np.concatenate([_flat(datum, name, config) for datum in self._data])
+                ).to(device)
+                for name in names
+            }
+        return self._joined
+
+    def by_datum(self, logprobs_P: Tensor) -> dict[int, npt.NDArray[np.float32]]:
+        """By the datum's index in the request, shaped like its targets."""
+        flat = logprobs_P.cpu().numpy()
+        ends = np.cumsum([datum.inputs["target_tokens"].size for datum in self._data])
+        return {
+            index: part.reshape(datum.inputs["target_tokens"].shape)
+            for index, datum, part in zip(
+                self._indices, self._data, np.split(flat, ends[:-1]), strict=True
+            )
+        }
+
+
+def _flat(datum: Datum, name: str, config: Any) -> npt.NDArray[np.float32]:
+    if name in datum.inputs:
+        return datum.inputs[name].reshape(-1).astype(np.float32)
+    return np.full(datum.inputs["target_tokens"].size, getattr(config, name), np.float32)
+
+
+def _tensors(
+    inputs: Mapping[str, npt.NDArray[np.generic]], device: torch.device
+) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.array(one)).to(device) for name, one in inputs.items()}
