@@ -8,20 +8,49 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from tinsmith_server import client_config, not_offered
+from tinsmith_server import client_config, extensions, not_offered
+from tinsmith_server.accounts import audit_routes
+from tinsmith_server.accounts import routes as accounts
+from tinsmith_server.checkpoints import copying, saving
 from tinsmith_server.checkpoints import routes as checkpoints
 from tinsmith_server.direct import EXPECTED, Direct, Endpoint
+from tinsmith_server.downloads import routes as downloads
 from tinsmith_server.futures import routes as futures
 from tinsmith_server.migrate import migrate
 from tinsmith_server.models import routes as models
+from tinsmith_server.runs import listing
 from tinsmith_server.runs import routes as runs
+from tinsmith_server.sampling import joining
 from tinsmith_server.sampling import routes as sampling
 from tinsmith_server.service import Service
+from tinsmith_server.sessions import rest as sessions_rest
 from tinsmith_server.sessions import routes as sessions
 from tinsmith_server.settings import Settings
+from tinsmith_server.traces import routes as traces
+from tinsmith_server.usage import routes as usage
 from tinsmith_server.wire import answer, render_error
 
-_ROOMS = (client_config, sessions, models, runs, sampling, checkpoints, futures, not_offered)
+_ROOMS = (
+    client_config,
+    accounts,
+    audit_routes,
+    usage,
+    sessions,
+    sessions_rest,
+    models,
+    runs,
+    listing,
+    sampling,
+    joining,
+    saving,
+    copying,
+    downloads,
+    traces,
+    extensions,
+    checkpoints,
+    futures,
+    not_offered,
+)
 _PREFIX = "/api/v1"
 DIRECT: dict[str, Endpoint] = {
     f"{_PREFIX}/retrieve_future": futures.retrieve_future,

@@ -1,14 +1,17 @@
-"""Who is asking. A key is looked up once, then remembered until it is revoked or a minute old."""
+"""Who is asking. A key is looked up once, then remembered until it is revoked or a minute old.
+
+A token's signature is checked each time, and its key is looked up as if it had come itself.
+"""
 
 import asyncio
-from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy import update
 from tinsmith.protocol.errors import Unauthorized
 
-from tinsmith_server.accounts import keys
+from tinsmith_server.accounts import keys, tokens
+from tinsmith_server.accounts.caller import Caller as Caller
 from tinsmith_server.bus import Bus
 from tinsmith_server.db import ApiKey, Database, now
 from tinsmith_server.remembered import Remembered
@@ -16,15 +19,10 @@ from tinsmith_server.remembered import Remembered
 _REMEMBERED_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class Caller:
-    key_id: str
-    organization_id: str
-
-
 class KeyRing:
     def __init__(self, db: Database, bus: Bus, pepper: bytes) -> None:
         self._db, self._bus, self._pepper = db, bus, pepper
+        self._token_secret = tokens.token_secret(pepper)
         self._callers = Remembered(self._find, seconds=_REMEMBERED_SECONDS)
         self._watch: asyncio.Task[None] | None = None
 
@@ -37,20 +35,31 @@ class KeyRing:
             await asyncio.gather(self._watch, return_exceptions=True)
 
     async def caller(self, text: str) -> Caller:
-        """Raises Unauthorized, with the same sentence for a wrong key and a revoked one."""
-        return await self._callers.get(text)
+        """Of a key or a token. The sentence is the same for a wrong key and a revoked one."""
+        if not text.startswith("eyJ"):
+            return await self._callers.get(text)
+        token = tokens.verify(self._token_secret, text)
+        await self._callers.get(token.key_id)
+        return token
 
-    async def _find(self, text: str) -> Caller:
+    async def _find(self, name: str) -> Caller:
+        """`name` is a key's text, or its id when a token of ours vouches for it."""
         async with self._db.begin() as sql:
-            row = await keys.find(sql, self._pepper, text)
+            if name.startswith("tml-"):
+                row = await keys.find(sql, self._pepper, name)
+            else:
+                row = await keys.live(sql, name)
             if row is None:
                 raise Unauthorized("The API key is not valid. `tinsmith keys create` makes one.")
             await sql.execute(update(ApiKey).where(ApiKey.id == row.id).values(last_used_at=now()))
         return Caller(row.id, row.organization_id)
 
+    def forget(self, key_id: str) -> None:
+        self._callers.forget(lambda _, caller: caller.key_id == key_id)
+
     async def _forget_revoked(self) -> None:
         async for key_id in self._bus.revoked():
-            self._callers.forget(lambda _, caller, revoked=key_id: caller.key_id == revoked)  # type: ignore[misc]
+            self.forget(key_id)
 
 
 async def authenticated(request: Request) -> Caller:

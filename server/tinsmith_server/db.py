@@ -8,7 +8,18 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, MetaData, String, TypeDecorator, event
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    TypeDecorator,
+    event,
+)
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -67,6 +78,9 @@ class Session(Table):
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
     finish_reason: Mapped[str | None] = mapped_column(String(40))
+    finish_detail: Mapped[str | None] = mapped_column(String(500))
+    tags: Mapped[list[str] | None] = mapped_column(JSON)
+    key_id: Mapped[str | None] = mapped_column(String(40))
 
 
 class TrainingRun(Table):
@@ -85,7 +99,10 @@ class TrainingRun(Table):
 
 
 class Checkpoint(Table):
-    """`name` is null for the weights behind an unnamed sampling session; those are never listed."""
+    """`name` is null for the weights behind an unnamed sampling session; those are never listed.
+
+    A deleted one keeps its row, so that what was stored, and for how long, can still be told.
+    """
 
     __tablename__ = "checkpoints"
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -95,10 +112,12 @@ class Checkpoint(Table):
     kind: Mapped[str] = mapped_column(String(20))
     name: Mapped[str | None] = mapped_column(String(128))
     ready: Mapped[bool] = mapped_column(default=False)
-    size_bytes: Mapped[int | None]
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    public: Mapped[bool] = mapped_column(default=False)
     user_metadata: Mapped[dict[str, str] | None] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
+    deleted_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
 class SamplingSession(Table):
@@ -113,6 +132,40 @@ class SamplingSession(Table):
     model_path: Mapped[str | None] = mapped_column(String(400))
     request_id: Mapped[str | None] = mapped_column(String(140), unique=True)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class AuditEntry(Table):
+    """Who changed what. Written in the transaction of the change, never altered."""
+
+    __tablename__ = "audit_entries"
+    __table_args__ = (Index("ix_audit_entries_organization_id_at", "organization_id", "at"),)
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    at: Mapped[datetime] = mapped_column(Instant, default=now)
+    key_id: Mapped[str | None] = mapped_column(String(40))
+    resource: Mapped[str] = mapped_column(String(40))
+    action: Mapped[str] = mapped_column(String(60))
+    details: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class Usage(Table):
+    """Tokens of one kind that a session's requests took in one hour."""
+
+    __tablename__ = "usage"
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    hour: Mapped[datetime] = mapped_column(Instant, primary_key=True)
+    session_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    base_model: Mapped[str] = mapped_column(String(300), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tokens: Mapped[int] = mapped_column(BigInteger)
+
+
+class UsageBatch(Table):
+    """A batch of counts that is in `usage` already: whoever brings it again is told so by its key."""
+
+    __tablename__ = "usage_batches"
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    counted_at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 
 class Database:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from fastapi import Request
 from fastapi.responses import Response
 from redis.exceptions import RedisError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tinsmith.protocol.errors import TinsmithError
 
@@ -19,7 +19,7 @@ from tinsmith_server.service import Service
 from tinsmith_server.wire import render_error
 
 Endpoint = Callable[[Request, Caller, Service], Awaitable[Response]]
-EXPECTED = (TinsmithError, OperationalError, RedisError)
+EXPECTED = (TinsmithError, DataError, OperationalError, RedisError)
 
 
 class Direct:

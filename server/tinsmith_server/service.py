@@ -11,9 +11,11 @@ from tinsmith_server.auth import KeyRing
 from tinsmith_server.bus import Bus
 from tinsmith_server.checkpoints.service import Checkpoints
 from tinsmith_server.db import Database
+from tinsmith_server.downloads.signing import Signer
 from tinsmith_server.owners import Owners
 from tinsmith_server.settings import Settings
 from tinsmith_server.storage import Storage
+from tinsmith_server.usage.collector import UsageCollector
 
 _log = structlog.get_logger()
 
@@ -27,12 +29,16 @@ class Service:
     keys: KeyRing = field(init=False)
     owners: Owners = field(init=False)
     checkpoints: Checkpoints = field(init=False)
-    _settler: asyncio.Task[None] | None = None
+    usage: UsageCollector = field(init=False)
+    signer: Signer = field(init=False)
+    _chores: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.keys = KeyRing(self.db, self.bus, self.settings.key_pepper)
         self.owners = Owners(self.db, self.bus)
         self.checkpoints = Checkpoints(self.db, self.bus, self.storage)
+        self.usage = UsageCollector(self.db, self.bus)
+        self.signer = Signer(self.settings.key_pepper)
 
     @classmethod
     def create(cls, settings: Settings) -> "Service":
@@ -47,12 +53,17 @@ class Service:
         await self.bus.start()
         self.keys.start()
         self.owners.start()
-        self._settler = asyncio.create_task(self.checkpoints.settle_all(), name="settler")
+        chores = {
+            "settler": self.checkpoints.settle_all(),
+            "sweeper": self.checkpoints.sweep(),
+            "usage": self.usage.run(),
+        }
+        self._chores = [asyncio.create_task(chore, name=name) for name, chore in chores.items()]
 
     async def close(self) -> None:
-        if self._settler:
-            self._settler.cancel()
-            await asyncio.gather(self._settler, return_exceptions=True)
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
         await self.owners.close()
         await self.keys.close()
         await self.bus.close()

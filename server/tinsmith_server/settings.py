@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tinsmith_server.usage.prices import UNPRICED, Prices
+
 
 class SettingsError(Exception):
     """A setting that is missing or does not parse; the message names it."""
@@ -28,6 +30,9 @@ class Settings:
     fwdbwd_max_chunk_len: int = 100_000
     fwdbwd_max_chunk_bytes: int = 32 << 20
     """Where the SDK cuts a batch. A chunk is one request, so it must fit max_body_bytes."""
+    public_url: str | None = None
+    """Where clients reach the API, for links; without it, where the request for a link came to."""
+    prices: Prices = UNPRICED
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -53,6 +58,8 @@ class Settings:
             fwdbwd_max_chunk_bytes=_whole(
                 environment, "FWDBWD_MAX_CHUNK_BYTES", cls.fwdbwd_max_chunk_bytes
             ),
+            public_url=environment.get("TINSMITH_PUBLIC_URL") or None,
+            prices=_prices(environment),
         )
 
 
@@ -66,6 +73,13 @@ def _whole(environment: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdigit():
         raise SettingsError(f"TINSMITH_{name}: {text!r} is not a whole number.")
     return int(text)
+
+
+def _prices(environment: Mapping[str, str]) -> Prices:
+    try:
+        return Prices.parse(environment.get("TINSMITH_PRICES", ""))
+    except ValueError as error:
+        raise SettingsError(f"TINSMITH_PRICES: {error}") from None
 
 
 def _pepper(environment: Mapping[str, str], data_dir: Path) -> bytes:

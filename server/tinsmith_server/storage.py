@@ -1,7 +1,9 @@
-"""The API process's end of the object store: it reads tokenizers and deletes checkpoints."""
+"""The API process's end of the object store: it reads, copies and deletes whole folders."""
 
 import json
+from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
+from typing import SupportsBytes
 from urllib.parse import urlparse
 
 import obstore
@@ -25,6 +27,22 @@ class Storage:
             raise NotFound(f"There is no file {name[:80]!r} here.")
         return await self._read(f"{prefix}/{name}")
 
+    async def size(self, prefix: str, name: str) -> int:
+        manifest = json.loads(await self._read(f"{prefix}/{MANIFEST}"))
+        return int(manifest["files"][name]["size_bytes"])
+
+    async def stream(self, prefix: str, name: str) -> tuple[int, AsyncIterator[bytes]]:
+        """A file's size and its bytes in pieces, for what may be larger than memory is."""
+        if name not in await self.names(prefix):
+            raise NotFound(f"There is no file {name[:80]!r} here.")
+        answer = await obstore.get_async(self._store, f"{prefix}/{name}")
+        return answer.meta["size"], _as_bytes(answer.stream())
+
+    async def copy_folder(self, source: str, target: str) -> None:
+        """The manifest goes last: a folder half copied is not there yet."""
+        for name in [*await self.names(source), MANIFEST]:
+            await obstore.copy_async(self._store, f"{source}/{name}", f"{target}/{name}")
+
     async def delete_folder(self, prefix: str) -> None:
         """The manifest goes first: a folder half deleted is already not there."""
         found = [
@@ -41,6 +59,11 @@ class Storage:
         except FileNotFoundError:
             raise NotFound("These files are not in the store.") from None
         return bytes(await answer.bytes_async())
+
+
+async def _as_bytes(stream: AsyncIterable[SupportsBytes]) -> AsyncIterator[bytes]:
+    async for piece in stream:
+        yield bytes(piece)
 
 
 def _open(url: str) -> ObjectStore:

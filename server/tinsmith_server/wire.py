@@ -6,6 +6,7 @@ and tries again.
 
 import uuid
 import zlib
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ import zstandard
 from fastapi import Request
 from fastapi.responses import Response
 from redis.exceptions import RedisError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from tinsmith.protocol.errors import BadRequest, TinsmithError, Unprocessable
 
 T = TypeVar("T")
@@ -69,14 +70,18 @@ async def read(request: Request, kind: type[T]) -> T:
     return decode(await read_body(request), kind)
 
 
-def answer(value: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+def answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 
 async def render_error(request: Request, error: Exception) -> Response:
     """What was raised on purpose is told; anything else is logged and told as a reference."""
     if isinstance(error, TinsmithError):
-        return answer({"detail": error.message}, error.status)
+        return answer({"detail": error.message}, error.status, error.headers)
+    if isinstance(error, DataError):
+        # PostgreSQL has no NUL in a text, and no text longer than its column.
+        detail = "body: a text holds a NUL character or is too long; an id is too large."
+        return answer({"detail": detail}, 422)
     if isinstance(error, OperationalError | RedisError):
         # A part is down or its disk is full: the client tries again until somebody has mended it.
         part = "database" if isinstance(error, OperationalError) else "queue"

@@ -43,6 +43,18 @@ class Service:
                 stderr=log,
             )
 
+    def new_key(self, organization: str) -> str:
+        """Of an organization that has done nothing yet, when its name is new."""
+        command = [sys.executable, "-m", "tinsmith_server.cli", "keys", "create", "test", "--quiet"]
+        made = subprocess.run(
+            [*command, "--organization", organization],
+            env=self.environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return made.stdout.strip()
+
     def http(self, api_key: str | None = None) -> httpx.Client:
         headers = {"X-API-Key": api_key or self.api_key}
         return httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=60)
@@ -89,6 +101,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterat
         "TINSMITH_TORCH_THREADS": "1",
         "TINSMITH_GAP_SECONDS": "1",
         "TINSMITH_FWDBWD_MAX_CHUNK_LEN": "2",
+        "TINSMITH_PRICES": "training=2, storage=0.5",
         "OMP_NUM_THREADS": "1",
     }
     tinsmith = [sys.executable, "-m", "tinsmith_server.cli"]

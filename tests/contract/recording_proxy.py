@@ -30,7 +30,7 @@ def recording_proxy(url: str) -> Iterator[tuple[str, list[tuple[str, httpx.Reque
             self.end_headers()
             self.wfile.write(answer.content)
 
-        do_GET = do_POST = do_DELETE = pass_on  # noqa: N815 - the names that http.server looks for
+        do_GET = do_POST = do_DELETE = do_PUT = pass_on  # noqa: N815 - the names that http.server looks for
 
         def log_message(self, *_: object) -> None:
             pass

@@ -28,6 +28,7 @@ from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_steps
 from tinsmith_worker.engine.training import Outcome, Trainer, Work
 from tinsmith_worker.engine.values import Datum, InvalidInput
+from tinsmith_worker.external_files import pack_external, parse_recipients
 from tinsmith_worker.sampler_weights import SamplerWeights
 from tinsmith_worker.saver import Saver
 from tinsmith_worker.store import FolderDamaged, Store, StoreUnavailable
@@ -126,9 +127,12 @@ class Ops:
     def _save(self, model: BaseModel, state: RunState, job: Job) -> "Result | Future[Result]":
         """A sampler's weights are at hand at once; whether its answer waits for the store, the job says."""
         body = msgspec.json.decode(job.body, type=SaveJob)
+        recipients = parse_recipients(body.recipients)
         copy = state.copied()
 
         def files() -> dict[str, bytes]:
+            if body.external:
+                return pack_external(copy, model.name, recipients)
             return checkpoint_files.pack(copy, model.name, optimizer=body.optimizer)
 
         written = self.saver.write(job.run_id, body.prefix, files, until_it_works=body.behind)

@@ -15,6 +15,8 @@ from redis.exceptions import RedisError, ResponseError
 from tinsmith.protocol import keys
 from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result
 
+from tinsmith_worker.usage import sample_usage
+
 RESULT_TTL_MS = 6 * 3600 * 1000
 _SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -252,6 +254,7 @@ class Queue:
         )
 
     def sample_done(self, ticket: SampleTicket, result: Result) -> None:
+        used = sample_usage(ticket.body, result)
         self._run(
             "sample_done",
             ticket.base_model,
@@ -261,6 +264,9 @@ class Queue:
             result.content,
             result.data,
             RESULT_TTL_MS,
+            used.prefill,
+            used.cached,
+            used.sampled,
         )
 
     def cancellations(self) -> set[str]:

@@ -5,7 +5,7 @@ its older versions leave them out. Responses carry what the SDK validates, nothi
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -43,7 +43,7 @@ class SessionRef(Body, kw_only=True, frozen=True):
 
 
 class FinishReason(Body, kw_only=True, frozen=True):
-    type: str = "success"
+    type: Literal["success", "errored", "interrupted"] = "success"
 
 
 class FinishSession(Body, kw_only=True, frozen=True):
@@ -128,6 +128,13 @@ class SaveWeightsForSampler(Addressed, kw_only=True, frozen=True):
     user_metadata: dict[str, Any] | None = None
 
 
+class SaveWeightsExternal(Addressed, kw_only=True, frozen=True):
+    path: str | None = None
+    ttl_seconds: int | None = None
+    age_encryption_recipients: list[str] | None = None
+    user_metadata: dict[str, Any] | None = None
+
+
 class LoadWeights(Body, kw_only=True, frozen=True):
     """Either (model_id, seq_id) or (session_id, model_seq_id) addresses it (wire: 8.4)."""
 
@@ -153,6 +160,15 @@ class CreateSamplingSession(Body, kw_only=True, frozen=True):
 class SamplingSessionCreated(Answer, kw_only=True, frozen=True):
     sampling_session_id: str
     type: str = "create_sampling_session"
+
+
+class JoinSamplingSession(Body, kw_only=True, frozen=True):
+    sampling_session_id: str
+
+
+class SamplingSessionJoined(Answer, kw_only=True, frozen=True):
+    client_counter: int
+    type: str = "join_sampling_session"
 
 
 class SamplingParams(Body, kw_only=True, frozen=True):
@@ -263,6 +279,10 @@ class Sampler(Answer, kw_only=True, frozen=True):
 
 class PathRef(Body, kw_only=True, frozen=True):
     tinker_path: str
+
+
+class TimeToLive(Body, kw_only=True, frozen=True):
+    ttl_seconds: int | None
 
 
 class WeightsInfo(Answer, kw_only=True, frozen=True):

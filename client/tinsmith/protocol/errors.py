@@ -7,13 +7,16 @@ TinsmithError
  ├─ BadRequest 400          the request can never work
  │   └─ Unsupported 400     known, but not offered by this service
  ├─ Unauthorized 401        no key, a wrong one, a revoked one
+ │   └─ TokenInvalid 401    a token that ran out or is not ours: the SDK exchanges its key again
  ├─ NotFound 404            absent, or someone else's: the caller cannot tell which
  ├─ Gone 410                a result that expired, or a future nobody knows
  ├─ Unprocessable 422       a body that does not parse
  └─ Unavailable 503         the only retryable one: a part of the service is down
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import ClassVar
 
 
 class Category(StrEnum):
@@ -25,6 +28,7 @@ class Category(StrEnum):
 
 class TinsmithError(Exception):
     status = 400
+    headers: ClassVar[Mapping[str, str]] = {}
     category = Category.USER
 
     def __init__(self, message: str) -> None:
@@ -42,6 +46,10 @@ class Unsupported(BadRequest):
 
 class Unauthorized(TinsmithError):
     status = 401
+
+
+class TokenInvalid(Unauthorized):
+    headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}  # noqa: RUF012 - never changed
 
 
 class NotFound(TinsmithError):

@@ -111,12 +111,15 @@ class SaveJob(Body, kw_only=True, frozen=True):
     """Write the run's weights below `prefix`, then answer `answer` as it stands.
 
     With `behind` the answer comes first: the run's log holds the save until the store has it.
+    External ones are for use elsewhere, encrypted to the recipients if there are any.
     """
 
     prefix: str
     optimizer: bool
     answer: dict[str, str]
     behind: bool = False
+    external: bool = False
+    recipients: list[str] | None = None
 
 
 class SaveResult(Body, kw_only=True, frozen=True):

@@ -15,12 +15,17 @@
 | models, model:{base} | SET, HASH | base models ever announced, what their workers say of them |
 | smp:{base} | STREAM + group | sampling jobs |
 | comp:{sampling session}:{clone} | LIST | completions in order, for retrieve_futures |
+| trace:{session} | LIST | finished requests: kind, request, submitted, ended (microseconds), state, tokens |
+| clones:{sampling session} | STRING | how many clients have joined it |
+| usage | HASH | tokens by `hour|tenant|session|kind|base model`, not yet in the database |
+| usage:batches, usage:{batch} | SET, HASH | the same, on their way there |
 | done, ctl | STREAM | completions; cancellations and revocations |
 """
 
 MODELS = "models"
 DONE = "done"
 CTL = "ctl"
+USAGE_BATCHES = "usage:batches"
 SAMPLER_GROUP = "samplers"
 
 
@@ -79,6 +84,18 @@ def sampling(base_model: str) -> str:
 
 def completions(sampling_session_id: str, clone_id: int) -> str:
     return f"comp:{sampling_session_id}:{clone_id}"
+
+
+def trace(session_id: str) -> str:
+    return f"trace:{session_id}"
+
+
+def clones(sampling_session_id: str) -> str:
+    return f"clones:{sampling_session_id}"
+
+
+def usage_batch(batch: str) -> str:
+    return f"usage:{batch}"
 
 
 def heartbeat(session_id: str) -> str:

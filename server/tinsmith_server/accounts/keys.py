@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.errors import NotFound
 
+from tinsmith_server.accounts import audit
 from tinsmith_server.db import ApiKey, Organization, now
 
 
@@ -27,6 +28,7 @@ async def create(
         id=key_id, organization_id=owner.id, name=name, secret_hash=_hash(pepper, key_id, secret)
     )
     sql.add(row)
+    audit.record(sql, owner.id, None, "organization_key_created", key_id=key_id, name=name)
     return row, f"tml-{key_id}-{secret}{_checksum(key_id, secret)}"
 
 
@@ -38,10 +40,16 @@ async def find(sql: AsyncSession, pepper: bytes, text: str) -> ApiKey | None:
     key_id, secret, checksum = parts[0], parts[1][:64], parts[1][64:]
     if checksum != _checksum(key_id, secret):
         return None
-    row = await sql.get(ApiKey, key_id)
-    if row is None or row.revoked_at is not None:
+    row = await live(sql, key_id)
+    if row is None:
         return None
     return row if hmac.compare_digest(row.secret_hash, _hash(pepper, key_id, secret)) else None
+
+
+async def live(sql: AsyncSession, key_id: str) -> ApiKey | None:
+    """The key of this id, unless it was revoked."""
+    row = await sql.get(ApiKey, key_id)
+    return None if row is None or row.revoked_at is not None else row
 
 
 async def listed(sql: AsyncSession) -> Sequence[tuple[ApiKey, str]]:
@@ -54,12 +62,14 @@ async def listed(sql: AsyncSession) -> Sequence[tuple[ApiKey, str]]:
     return [(key, name) for key, name in (await sql.execute(query)).all()]
 
 
-async def revoke(sql: AsyncSession, key_id: str) -> ApiKey:
-    """From now on; whoever caches keys must be told as well."""
+async def revoke(sql: AsyncSession, key_id: str, by: str | None = None) -> ApiKey:
+    """From now on; whoever caches keys must be told as well. `by` is a key, or None for an operator."""
     row = await sql.get(ApiKey, key_id)
     if row is None:
         raise NotFound(f"There is no key {key_id!r}; `tinsmith keys list` shows them.")
-    row.revoked_at = row.revoked_at or now()
+    if row.revoked_at is None:
+        row.revoked_at = now()
+        audit.record(sql, row.organization_id, by, "organization_key_revoked", key_id=key_id)
     return row
 
 

@@ -1,19 +1,29 @@
 """When a save counts. A checkpoint's row is written when the save is submitted and becomes ready when
 its result is seen, before any client is told: by the poll that fetches it, or by the process that
 follows the completions, whichever comes first. Both may; the second changes nothing.
+
+And when it ends: deleted, overwritten or expired, its row is marked first and its files go after.
 """
+
+import asyncio
+from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.jobs import Kind, Result, SaveResult, encode
+from tinsmith.protocol.paths import TinkerPath
 
+from tinsmith_server.accounts import audit
+from tinsmith_server.auth import Caller
 from tinsmith_server.bus import Bus
-from tinsmith_server.checkpoints.repository import prefix
-from tinsmith_server.db import Checkpoint, Database, SamplingSession
+from tinsmith_server.checkpoints.repository import expired, owned_at, path_of, prefix
+from tinsmith_server.db import Checkpoint, Database, SamplingSession, Session, TrainingRun, now
 from tinsmith_server.storage import Storage
 
 _log = structlog.get_logger()
+_SWEEP_SECONDS = 60.0
 
 
 class Checkpoints:
@@ -37,10 +47,13 @@ class Checkpoints:
         saved = msgspec.json.decode(result.data, type=SaveResult)
         replaced = await self._make_ready(request_id, saved.size_bytes)
         for row in replaced:
-            await self.delete_files(row)
-        return Result(data=encode(saved.answer))
+            await self._delete_files(row)
+        answer: dict[str, Any] = dict(saved.answer)
+        if answer["type"] == "save_weights_external":
+            answer["size_bytes"] = saved.size_bytes
+        return Result(data=encode(answer))
 
-    async def delete_files(self, row: Checkpoint) -> None:
+    async def _delete_files(self, row: Checkpoint) -> None:
         """Unless a sampler still stands on them."""
         async with self._db.begin() as sql:
             used = select(SamplingSession.id).where(SamplingSession.checkpoint_id == row.id)
@@ -63,23 +76,68 @@ class Checkpoints:
     async def _make_ready(self, request_id: str, size_bytes: int) -> list[Checkpoint]:
         """The rows that it replaces, which are gone now."""
         async with self._db.begin() as sql:
-            row = await sql.scalar(select(Checkpoint).where(Checkpoint.request_id == request_id))
-            if row is None or row.ready:
+            pending = (Checkpoint.request_id == request_id) & Checkpoint.ready.is_(False)
+            won = update(Checkpoint).where(pending).values(ready=True, size_bytes=size_bytes)
+            row = await sql.scalar(won.returning(Checkpoint))
+            if row is None or row.name is None:
                 return []
-            row.ready, row.size_bytes = True, size_bytes
-            if row.name is None:
-                return []
+            key_id = await sql.scalar(
+                select(Session.key_id)
+                .join(TrainingRun, TrainingRun.session_id == Session.id)
+                .where(TrainingRun.id == row.run_id)
+            )
+            self._record(sql, row, key_id, "checkpoint_created", size_bytes=size_bytes)
             older = (
                 (Checkpoint.run_id == row.run_id)
                 & (Checkpoint.kind == row.kind)
                 & (Checkpoint.name == row.name)
                 & (Checkpoint.id != row.id)
                 & Checkpoint.ready
+                & Checkpoint.deleted_at.is_(None)
             )
             replaced = list((await sql.scalars(select(Checkpoint).where(older))).all())
             for one in replaced:
-                await sql.delete(one)
+                await self._mark_deleted(sql, one, key_id, "overwritten")
             return replaced
+
+    async def delete(self, user: Caller, path: TinkerPath) -> None:
+        async with self._db.begin() as sql:
+            row, _ = await owned_at(sql, user, path)
+            await self._mark_deleted(sql, row, user.key_id, "deleted")
+        await self._delete_files(row)
+
+    async def delete_expired(self) -> None:
+        async with self._db.begin() as sql:
+            rows = await expired(sql)
+            for row in rows:
+                await self._mark_deleted(sql, row, None, "expired")
+        for row in rows:
+            await self._delete_files(row)
+
+    async def sweep(self) -> None:
+        """Delete what has expired, for as long as the process lives."""
+        while True:
+            try:
+                await self.delete_expired()
+            except Exception as error:  # noqa: BLE001 - the next look finds the same rows
+                _log.error("expired_not_deleted", exc_info=error)
+            await asyncio.sleep(_SWEEP_SECONDS)
+
+    async def _mark_deleted(
+        self, sql: AsyncSession, row: Checkpoint, key_id: str | None, why: str
+    ) -> None:
+        """One of several that try is the one who did it."""
+        there = (Checkpoint.id == row.id) & Checkpoint.deleted_at.is_(None)
+        marked = update(Checkpoint).where(there).values(deleted_at=now()).returning(Checkpoint.id)
+        if await sql.scalar(marked) is not None and row.name is not None:
+            self._record(sql, row, key_id, "checkpoint_deleted", reason=why)
+
+    def _record(
+        self, sql: AsyncSession, row: Checkpoint, key_id: str | None, event: str, **details: Any
+    ) -> None:
+        path = path_of(row)
+        details |= {"model_id": path.run_id, "tinker_path": str(path)}
+        audit.record(sql, row.organization_id, key_id, event, **details)
 
     async def _discard(self, request_id: str) -> None:
         async with self._db.begin() as sql:

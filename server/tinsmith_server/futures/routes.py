@@ -4,12 +4,13 @@ import random
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from tinsmith.protocol.bodies import Completions, FutureRef, Pending, RetrieveFutures
+from tinsmith.protocol.bodies import Completions, FutureRef, RetrieveFutures
 from tinsmith.protocol.errors import Gone
 from tinsmith.protocol.jobs import Content, Kind, Result
 
 from tinsmith_server.auth import User
 from tinsmith_server.futures.json_results import as_json
+from tinsmith_server.futures.queue_state import pending
 from tinsmith_server.service import Served
 from tinsmith_server.wire import answer, read
 
@@ -36,7 +37,7 @@ async def retrieve_future(request: Request, user: User, service: Served) -> Resp
         body.request_id, spread(service.settings.poll_seconds)
     )
     if result is None:
-        return answer(Pending(request_id=body.request_id), 408)
+        return answer(await pending(service, user, body.request_id, future), 408)
     if future.kind in (Kind.SAVE_WEIGHTS, Kind.SAVE_WEIGHTS_FOR_SAMPLER):
         result = await service.checkpoints.settle(body.request_id, result)
     return _render(result, request.headers.get("accept", ""))

@@ -1,5 +1,7 @@
 """Base models: which there are, and their tokenizers' files."""
 
+import re
+
 from fastapi import APIRouter
 from fastapi.responses import Response
 from tinsmith.protocol.bodies import Capabilities, SupportedModel
@@ -51,7 +53,7 @@ async def tokenizer(base_model: str, user: User, service: Served) -> Response:
 
 @router.get("/tokenizers/{digest}/{name}")
 async def tokenizer_file(digest: str, name: str, user: User, service: Served) -> Response:
-    if not digest.isalnum():
+    if not re.fullmatch("[0-9a-f]{64}", digest):
         raise NotFound("There is no such tokenizer.")
     data = await service.storage.file(tokenizer_prefix(digest), name)
     return Response(data, media_type="application/octet-stream")

@@ -5,6 +5,7 @@ import secrets
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from tinsmith.protocol import tensors
+from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.bodies import (
     AdamParams,
     Addressed,
@@ -18,7 +19,7 @@ from tinsmith.protocol.bodies import (
     RunRef,
     Submitted,
 )
-from tinsmith.protocol.errors import BadRequest, Unsupported
+from tinsmith.protocol.errors import BadRequest, TinsmithError, Unsupported
 from tinsmith.protocol.jobs import (
     AdapterSpec,
     CreateModelJob,
@@ -213,12 +214,20 @@ async def forward_backward(request: Request, user: User, service: Served) -> Res
 
 async def _forward_backward_json(raw: bytes, user: Caller, service: Service) -> Response:
     op = decode(raw, Addressed)
+    message: pb.ForwardBackwardRequest | TinsmithError
+    try:
+        message = to_message(decode(raw, JsonForwardBackward))
+    except TinsmithError as error:
+        message = error
 
     async def make(_: TrainingRun) -> bytes:
-        return to_message(decode(raw, JsonForwardBackward)).SerializeToString()
+        if isinstance(message, TinsmithError):
+            raise message
+        return message.SerializeToString()
 
     # Whether it wants a gradient stands inside the message; the worker reads it there.
-    request_id = await submit_op(service, user, op, Kind.FORWARD_BACKWARD, make, len(raw) // 16)
+    num_tokens = 0 if isinstance(message, TinsmithError) else tensors.num_tokens(message)
+    request_id = await submit_op(service, user, op, Kind.FORWARD_BACKWARD, make, num_tokens)
     return answer(Submitted(request_id=request_id, model_id=op.model_id))
 
 

@@ -26,7 +26,8 @@ else
     'claimed', -1, 'done', -1, 'snapshot', '', 'snapshot_seq', -1)
   redis.call('SADD', 'owned:' .. owner, run)
 end
-redis.call('HSET', future, 'tenant', tenant, 'run', run, 'seq', seq, 'kind', kind,
+local now = redis.call('TIME')
+redis.call('HSET', future, 'at', string.format('%d%06d', now[1], now[2]), 'tenant', tenant, 'run', run, 'seq', seq, 'kind', kind,
   'tokens', tokens, 'state', state, 'content', content)
 redis.call('ZADD', 'q:' .. run, seq, request)
 if state == 'failed' then

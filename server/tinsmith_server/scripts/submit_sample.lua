@@ -4,7 +4,8 @@ local request, session, tenant, base, clone = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local body, state, content, result, ttl = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local future = 'fut:' .. request
 if redis.call('EXISTS', future) == 1 then return 'known' end
-redis.call('HSET', future, 'tenant', tenant, 'run', session, 'kind', 'sample', 'clone', clone,
+local now = redis.call('TIME')
+redis.call('HSET', future, 'at', string.format('%d%06d', now[1], now[2]), 'tenant', tenant, 'run', session, 'kind', 'sample', 'clone', clone,
   'state', state, 'content', content)
 if state == 'failed' then
   local list = 'comp:' .. session .. ':' .. clone

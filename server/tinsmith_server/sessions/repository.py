@@ -1,10 +1,29 @@
-"""Sessions by owner."""
+"""Sessions by owner, and how a project is named.
 
+A project is only a name that sessions share: it is there as soon as one of them is in it.
+"""
+
+import re
+from collections.abc import Sequence
+
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.errors import BadRequest, NotFound
 
 from tinsmith_server.auth import Caller
 from tinsmith_server.db import Session
+
+DEFAULT_PROJECT = "default"
+_PROJECT = re.compile(r"[A-Za-z0-9_.:\-]{1,100}")
+
+
+def project_name(project_id: str, field: str = "project_id") -> str:
+    if not _PROJECT.fullmatch(project_id):
+        raise BadRequest(
+            f"{field}: {project_id[:80]!r} is not a project. Use 1 to 100 letters, digits, "
+            "'_', '-', '.' or ':'."
+        )
+    return project_id
 
 
 async def owned_by(sql: AsyncSession, user: Caller, session_id: str) -> Session:
@@ -24,3 +43,13 @@ def still_open(session: Session) -> Session:
     if session.finished_at is not None:
         raise BadRequest(f"session_id: session {session.id} is finished; create a new one.")
     return session
+
+
+async def page(sql: AsyncSession, user: Caller, limit: int, offset: int) -> Sequence[str]:
+    """Their ids, newest first."""
+    query = (
+        select(Session.id)
+        .where(Session.organization_id == user.organization_id)
+        .order_by(Session.created_at.desc(), Session.id)
+    )
+    return (await sql.scalars(query.limit(limit).offset(offset))).all()

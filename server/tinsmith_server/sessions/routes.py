@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from tinsmith.protocol.bodies import CreateSession, FinishSession, SessionCreated, SessionRef
-from tinsmith.protocol.errors import Gone
+from tinsmith.protocol.errors import BadRequest, Gone
 
 from tinsmith_server.auth import User
 from tinsmith_server.db import Session, now
@@ -16,19 +16,23 @@ from tinsmith_server.sessions import repository
 from tinsmith_server.wire import answer, read
 
 router = APIRouter()
-DEFAULT_PROJECT = "default"
+_MAX_DISPLAY_NAME = 200
 
 
 @router.post("/create_session")
 async def create_session(request: Request, user: User, service: Served) -> Response:
     body = await read(request, CreateSession)
+    if len(body.display_name or "") > _MAX_DISPLAY_NAME:
+        raise BadRequest(f"display_name: longer than {_MAX_DISPLAY_NAME} characters.")
     row = Session(
         id=f"sess-{secrets.token_hex(10)}",
         organization_id=user.organization_id,
-        project_id=body.project_id or DEFAULT_PROJECT,
+        project_id=repository.project_name(body.project_id or repository.DEFAULT_PROJECT),
         display_name=body.display_name,
         sdk_version=body.sdk_version[:40],
         user_metadata=metadata(body.user_metadata),
+        tags=body.tags,
+        key_id=user.key_id,
     )
     async with service.db.begin() as sql:
         sql.add(row)
@@ -53,7 +57,8 @@ async def finish(session_id: str, request: Request, user: User, service: Served)
     async with service.db.begin() as sql:
         row = await repository.owned_by(sql, user, session_id)
         if row.finished_at is None:
-            row.finished_at, row.finish_reason = now(), body.reason.type[:40]
+            row.finished_at, row.finish_reason = now(), body.reason.type
+            row.finish_detail = body.detail and body.detail[:500]
     await service.owners.finished(session_id)
     return answer({})
 

@@ -1,0 +1,63 @@
+"""What this service offers beyond Tinker's API, so that a client can ask before it relies on it."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from tinsmith.protocol.bodies import Answer
+
+from tinsmith_server.auth import User
+from tinsmith_server.wire import answer
+
+router = APIRouter()
+
+
+class Extension(Answer, kw_only=True, frozen=True):
+    """`endpoints` are those it adds or widens."""
+
+    name: str
+    description: str
+    endpoints: list[str]
+
+
+class Extensions(Answer, kw_only=True, frozen=True):
+    server: str
+    version: str
+    extensions: list[Extension]
+
+
+EXTENSIONS = [
+    Extension(
+        name="tokenizers",
+        description="The files of a base model's tokenizer, so that no hub is needed.",
+        endpoints=["GET /api/v1/tokenizers", "GET /api/v1/tokenizers/{digest}/{name}"],
+    ),
+    Extension(
+        name="json_training",
+        description="Datums in JSON, and results in JSON for whoever does not accept protobuf.",
+        endpoints=[
+            "POST /api/v1/forward_backward",
+            "POST /api/v1/forward",
+            "POST /api/v1/retrieve_future",
+        ],
+    ),
+    Extension(
+        name="bearer_keys",
+        description="A key or token may also come as `Authorization: Bearer`.",
+        endpoints=["every endpoint"],
+    ),
+]
+
+
+@router.get("/extensions")
+async def extensions(user: User) -> Response:
+    return answer(
+        Extensions(server="tinsmith", version=_installed_version(), extensions=EXTENSIONS)
+    )
+
+
+def _installed_version() -> str:
+    try:
+        return version("tinsmith")
+    except PackageNotFoundError:
+        return "source"
