@@ -11,9 +11,9 @@ from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.base_model import load as load_model
 from tinsmith_worker.engine.kv_pool import KVPool
+from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_step
 from tinsmith_worker.engine.packed import Segment
 from tinsmith_worker.engine.sampler import Sampler
-from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_step
 from tinsmith_worker.engine.training import Work, forward_backward
 from tinsmith_worker.engine.values import Datum, SampleRequest
 from torch import Tensor

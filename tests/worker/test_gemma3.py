@@ -14,8 +14,8 @@ from sentencepiece import sentencepiece_model_pb2 as spm
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.base_model import load as load_model
-from tinsmith_worker.engine.sampler import Sampler
 from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_step
+from tinsmith_worker.engine.sampler import Sampler
 from tinsmith_worker.engine.training import Work, forward_backward
 from tinsmith_worker.engine.values import Datum, SampleRequest
 from tinsmith_worker.prepare import PREPARABLE, package

@@ -6,8 +6,8 @@ import torch
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.base_model import load as load_model
-from tinsmith_worker.engine.sampler import Finished, Sampler
 from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_step
+from tinsmith_worker.engine.sampler import Finished, Sampler
 from tinsmith_worker.engine.training import Work, forward_backward
 from tinsmith_worker.engine.values import Datum, SampleRequest
 from tinsmith_worker.prepare import verify

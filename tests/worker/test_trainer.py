@@ -1,7 +1,5 @@
 """What shares a pass, what is cut, and in which order it is settled."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -81,7 +79,13 @@ def test_cutting_a_request_changes_nothing(model: BaseModel, loss_fn: str) -> No
 
 def test_a_shared_prompt_that_is_weighted_learns_from_every_member(model: BaseModel) -> None:
     data = [
-        Datum(one.tokens, {"target_tokens": one.inputs["target_tokens"], "weights": np.ones(one.tokens.size, np.float32)})
+        Datum(
+            one.tokens,
+            {
+                "target_tokens": one.inputs["target_tokens"],
+                "weights": np.ones(one.tokens.size, np.float32),
+            },
+        )
         for one in GROUP
     ]
     shared = gradient_of(model, data, "cross_entropy")
@@ -212,7 +216,9 @@ def test_only_the_datum_that_cannot_fit_fails_and_says_how_long_it_is(
     assert fine.error is None
 
 
-@pytest.mark.parametrize("switches", [{"train_attn": False}, {"train_attn": False, "train_mlp": False}])
+@pytest.mark.parametrize(
+    "switches", [{"train_attn": False}, {"train_attn": False, "train_mlp": False}]
+)
 def test_checkpointing_changes_nothing(model: BaseModel, switches: dict[str, bool]) -> None:
     rows = []
     for limit in (4096, 8):  # every datum is longer than 8 tokens, and so is checkpointed

@@ -161,6 +161,7 @@ class Adapter:
             )
         self.row = torch.zeros(self.layout.size, device=model.device) if row is None else row
         self._working: dict[torch.dtype, dict[Paths, Matrices]] = {}
+        self._largest: float | None = None
 
     @classmethod
     def create(
@@ -207,8 +208,16 @@ class Adapter:
         return self._working[dtype][paths]
 
     def changed(self) -> None:
-        """Call after writing to `row`: copies in other dtypes are stale."""
+        """Call after writing to `row`: what was made of it is stale."""
         self._working.clear()
+        self._largest = None
+
+    @property
+    def largest(self) -> float:
+        """The largest weight's size; nan where there is one."""
+        if self._largest is None:
+            self._largest = float(self.row.abs().max())
+        return self._largest
 
     def frozen(self) -> "Adapter":
         """A copy that training on leaves alone."""

@@ -7,6 +7,7 @@ computes the same logits as transformers is not assumed but probed when the mode
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tinsmith_worker.engine.numerics import Numerics
+from tinsmith_worker.engine.adapter_mix import AdapterMixes
 from tinsmith_worker.engine.linear import LinearGroup, Paths, lora_linear
+from tinsmith_worker.engine.numerics import Numerics
 from tinsmith_worker.engine.packed import AdapterRows, Pass, Segment
 
 _log = structlog.get_logger()
@@ -32,13 +34,23 @@ class Unsupported(Exception):
     """An implementation cannot compute this model; the message names what it lacks."""
 
 
+@dataclass(frozen=True)
+class HeadRows:
+    """Rows that the head takes, each under its adapter."""
+
+    adapter_rows: Sequence[AdapterRows]
+    min_rows: int
+    mixed: None = None
+
+
 class BaseModel(ABC):
     engine: str
     """fused or generic"""
 
-    def __init__(self, model: Any, name: str, tokenizer: Any, numerics: Numerics) -> None:
+    def __init__(self, model: Any, name: str, tokenizer: Any) -> None:
         config = model.config
-        self.name, self.tokenizer, self.numerics = name, tokenizer, numerics
+        self.name, self.tokenizer = name, tokenizer
+        self.numerics = Numerics.fast()
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.family: str = config.model_type
@@ -54,9 +66,17 @@ class BaseModel(ABC):
         self.head: LinearGroup
         self._places: dict[str, str] = {}
         self._groups: list[LinearGroup] = []
+        self._mixes = AdapterMixes()
 
     @abstractmethod
     def _hidden(self, current: Pass) -> Tensor: ...
+
+    def settle_numerics(self, exact: bool) -> None:
+        """Exact: find out on this model's own weights what that takes here."""
+        if exact:
+            by_shape = {group.weight.shape: group for group in self._groups}
+            products = [(group.in_features, group.forward) for group in by_shape.values()]
+            self.numerics = Numerics.probe(products, self.device, self.dtype)
 
     # What an adapter must know
 
@@ -73,7 +93,13 @@ class BaseModel(ABC):
     # What training and sampling ask
 
     def new_pass(self, segments: Sequence[Segment], *, checkpoint: bool = False) -> Pass:
-        return Pass(segments, min_rows=self.numerics.min_rows, checkpoint=checkpoint)
+        return Pass(
+            segments,
+            min_rows=self.numerics.min_rows,
+            mixes=self._mixes if self.numerics.mixes else None,
+            dtype=self.dtype,
+            checkpoint=checkpoint,
+        )
 
     def hidden(self, current: Pass) -> Tensor:
         """Last hidden states [N, hidden] of the pass; caches have grown by its tokens after it."""
@@ -86,7 +112,7 @@ class BaseModel(ABC):
         count, least = hidden_RH.shape[0], self.numerics.min_rows
         spare = max(0, least - count)
         padded = torch.nn.functional.pad(hidden_RH, (0, 0, 0, spare)) if spare else hidden_RH
-        return lora_linear(padded, self.head, adapter_rows, least)[:count]
+        return lora_linear(padded, self.head, HeadRows(adapter_rows, least))[:count]
 
     @property
     def plain_head(self) -> bool:
@@ -156,10 +182,10 @@ def load(
     with torch.no_grad():
         expected = model(torch.tensor([tokens], device=device)).logits[0].float()
     exact = device == "cpu" if exact is None else exact
-    numerics = Numerics.probe(model.device, dtype, exact)
-    arguments = (model, name, _tokenizer(folder), numerics)
+    arguments = (model, name, _tokenizer(folder))
     if fused and FusedModel.knows(model):
         made: BaseModel = FusedModel(*arguments)
+        made.settle_numerics(exact)
         try:
             made.check(tokens, expected)
         except ModelRefused as error:
@@ -168,6 +194,7 @@ def load(
             return made
     try:
         made = GenericModel(*arguments)
+        made.settle_numerics(exact)
         made.check(tokens, expected)
     except Unsupported as error:
         raise ModelRefused(f"{name}: {error} are not supported.") from error

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tinsmith_worker.engine.attention import attention
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.numerics import Numerics
 from tinsmith_worker.engine.elementwise import Angles, RMSNorm, gated, rotate, split_rotated
 from tinsmith_worker.engine.linear import LinearGroup, lora_linear
 from tinsmith_worker.engine.packed import Pass
@@ -35,8 +34,8 @@ class FusedModel(BaseModel):
         softcap = getattr(config, "attn_logit_softcapping", None)
         return config.model_type in _FAMILIES and activation in _ACTIVATIONS and softcap is None
 
-    def __init__(self, model: Any, name: str, tokenizer: Any, numerics: Numerics) -> None:
-        super().__init__(model, name, tokenizer, numerics)
+    def __init__(self, model: Any, name: str, tokenizer: Any) -> None:
+        super().__init__(model, name, tokenizer)
         body = model.model
         self._embed, self._rotary = body.embed_tokens, body.rotary_emb
         self._kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
@@ -46,8 +45,8 @@ class FusedModel(BaseModel):
         self._norm = _norm(body.norm, model.config)
         self.head = LinearGroup(("lm_head",), [model.lm_head.weight], [model.lm_head.bias])
         for one in self._layers:
-            self._places |= {path: "attn" for path in (*one.qkv.paths, *one.out.paths)}
-            self._places |= {path: "mlp" for path in (*one.gate_up.paths, *one.down.paths)}
+            self._places |= dict.fromkeys((*one.qkv.paths, *one.out.paths), "attn")
+            self._places |= dict.fromkeys((*one.gate_up.paths, *one.down.paths), "mlp")
             self._groups += [one.qkv, one.out, one.gate_up, one.down]
         self._places["lm_head"] = "unembed"
         self._groups.append(self.head)
@@ -110,20 +109,20 @@ class _Layer:
         self, x_NH: Tensor, delta_NH: Tensor | None, angles: Angles, current: Pass
     ) -> tuple[Tensor, Tensor]:
         """`delta` is what the layer before adds to x: adding it and taking the norm are one sweep."""
-        rows, least, norms = current.adapter_rows, current.min_rows, self.norms
+        norms = self.norms
         if delta_NH is None:
             normed_NH = norms.before_attention(x_NH)
         else:
             x_NH, normed_NH = norms.before_attention.after(x_NH, delta_NH)
-        qkv = lora_linear(normed_NH, self.qkv, rows, least)
+        qkv = lora_linear(normed_NH, self.qkv, current)
         attended = attention(
             *self._heads(qkv, angles), current, self.index, scale=self.scale, window=self.window
         )
-        out = lora_linear(attended.flatten(1), self.out, rows, least)
+        out = lora_linear(attended.flatten(1), self.out, current)
         out = out if norms.after_attention is None else norms.after_attention(out)
         x_NH, normed_NH = norms.before_mlp.after(x_NH, out)
-        inner = lora_linear(normed_NH, self.gate_up, rows, least)
-        out = lora_linear(gated(inner, self.activation), self.down, rows, least)
+        inner = lora_linear(normed_NH, self.gate_up, current)
+        out = lora_linear(gated(inner, self.activation), self.down, current)
         return x_NH, out if norms.after_mlp is None else norms.after_mlp(out)
 
     def _heads(self, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:

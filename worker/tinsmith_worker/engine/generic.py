@@ -12,7 +12,6 @@ from transformers import AttentionInterface
 
 from tinsmith_worker.engine.attention import attention
 from tinsmith_worker.engine.base_model import BaseModel, ModelRefused, Unsupported
-from tinsmith_worker.engine.numerics import Numerics
 from tinsmith_worker.engine.linear import LinearGroup, lora_linear
 from tinsmith_worker.engine.packed import Pass, current_pass, running
 
@@ -29,16 +28,14 @@ class _Linear(nn.Module):
         self.group = LinearGroup((path,), [base.weight], [base.bias])
 
     def forward(self, x_1NI: Tensor) -> Tensor:
-        current = current_pass()
-        y_NO = lora_linear(x_1NI[0], self.group, current.adapter_rows, current.min_rows)
-        return y_NO[None]
+        return lora_linear(x_1NI[0], self.group, current_pass())[None]
 
 
 class GenericModel(BaseModel):
     engine = "generic"
 
-    def __init__(self, model: Any, name: str, tokenizer: Any, numerics: Numerics) -> None:
-        super().__init__(model, name, tokenizer, numerics)
+    def __init__(self, model: Any, name: str, tokenizer: Any) -> None:
+        super().__init__(model, name, tokenizer)
         self._model = model
         head = model.get_output_embeddings()
         for path, module in list(model.named_modules()):

@@ -70,6 +70,7 @@ inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 inline float tanh_of(float x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
 
+constexpr long LANES = 16;
 constexpr float GELU_A = 0.7978845608028654f;  // sqrt(2 / pi)
 constexpr float GELU_B = 0.044715f;
 
@@ -256,11 +257,18 @@ void log_sum_exp(const T* x, float* out, long rows, long columns, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (long row = 0; row < rows; row++) {
     const T* in = x + row * columns;
-    float top = -INFINITY, total = 0.0f;
+    float top = -INFINITY, total = 0.0f, lanes[LANES] = {0.0f};
 #pragma omp simd reduction(max : top)
     for (long i = 0; i < columns; i++) top = get(in[i]) > top ? get(in[i]) : top;
-#pragma omp simd reduction(+ : total)
-    for (long i = 0; i < columns; i++) total += exponential(get(in[i]) - top);
+    // Lanes by hand: the order of the sum must not depend on T, since a sampler holds logits as fp32
+    // where a trainer holds them as bf16.
+    long whole = columns / LANES * LANES;
+    for (long i = 0; i < whole; i += LANES)
+#pragma omp simd
+      for (long lane = 0; lane < LANES; lane++)
+        lanes[lane] += exponential(get(in[i + lane]) - top);
+    for (long i = whole; i < columns; i++) lanes[i - whole] += exponential(get(in[i]) - top);
+    for (float lane : lanes) total += lane;
     out[row] = top + std::log(total);
   }
 }

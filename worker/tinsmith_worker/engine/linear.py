@@ -7,7 +7,7 @@ Legend: N rows, I input features, O output features, r rank, J linear maps that 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,24 @@ from tinsmith_worker.engine.packed import AdapterRows
 
 Context = Any  # torch.autograd.function.FunctionCtx says nothing of what is stored in it
 Paths = tuple[str, ...]
+
+
+class Mixed(Protocol):
+    def add(self, y_NO: Tensor, x_NI: Tensor, group: "LinearGroup") -> None: ...
+
+
+class Rows(Protocol):
+    """Which adapter each row is under, and from how many rows on a product is stable."""
+
+    @property
+    def adapter_rows(self) -> Sequence[AdapterRows]: ...
+
+    @property
+    def min_rows(self) -> int: ...
+
+    @property
+    def mixed(self) -> Mixed | None:
+        """All adapters in common products, where no gradient is wanted and that is faster."""
 
 
 class LinearGroup:
@@ -66,15 +84,21 @@ def _joined(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tenso
     )
 
 
-def lora_linear(
-    x_NI: Tensor, group: LinearGroup, rows: Sequence[AdapterRows], min_rows: int = 1
-) -> Tensor:
+def lora_linear(x_NI: Tensor, group: LinearGroup, current: "Rows") -> Tensor:
     """x W^T + b, plus scale (x A^T) B^T on the rows of each adapter (Hu et al. 2021), [N, O]."""
-    touched = [one for one in rows if one.adapter.touches(group.paths)]
-    learns = torch.is_grad_enabled() and any(one.gradient is not None for one in touched)
+    touched = [one for one in current.adapter_rows if one.adapter.touches(group.paths)]
+    if not torch.is_grad_enabled():
+        y_NO = group.forward(x_NI)
+        if current.mixed is not None:
+            current.mixed.add(y_NO, x_NI, group)
+        else:
+            for one in touched:
+                _add_lora(y_NO[one.rows], x_NI[one.rows], one, group, current.min_rows)
+        return y_NO
+    learns = any(one.gradient is not None for one in touched)
     anchor = torch.zeros((), requires_grad=True) if learns and not x_NI.requires_grad else None
-    y_NO: Tensor = _LoRALinear.apply(x_NI, anchor, group, touched, min_rows)
-    return y_NO
+    learned_NO: Tensor = _LoRALinear.apply(x_NI, anchor, group, touched, current.min_rows)
+    return learned_NO
 
 
 class _LoRALinear(torch.autograd.Function):

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
+
 from tinsmith_worker.engine.kv_pool import KVCache
 
 if TYPE_CHECKING:
     from tinsmith_worker.engine.adapter import Adapter, Gradient
+    from tinsmith_worker.engine.adapter_mix import AdapterMixes, MixedRows
     from tinsmith_worker.engine.attention import Plan
-
-HEAD_ROWS = 256  # rows of logits held at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,8 @@ class Pass:
     segments: Sequence[Segment]
     min_rows: int = 1
     """Below a few rows a matrix library takes other kernels, and with them other roundings."""
+    mixes: "AdapterMixes | None" = None
+    dtype: torch.dtype = torch.float32
     checkpoint: bool = False
     """Keep each layer's input only, and compute the layer again for its gradient."""
 
@@ -85,6 +88,12 @@ class Pass:
     def adapter_rows(self) -> list[AdapterRows]:
         owners = [(s.adapter, s.gradient) for s in self.segments]
         return merge_rows(owners, [len(s.tokens) for s in self.segments])
+
+    @cached_property
+    def mixed(self) -> "MixedRows | None":
+        if self.mixes is None or torch.is_grad_enabled():
+            return None
+        return self.mixes.for_rows(self.adapter_rows, len(self.tokens), self.dtype)
 
     @cached_property
     def plan(self) -> "Plan":
