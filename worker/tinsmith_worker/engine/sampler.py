@@ -165,17 +165,19 @@ class Sampler:
         parts: list[tuple[_Sequence, int]] = []
         for one in [*self._running]:
             count = min(one.unread, max(1, budget))
+            assert one.cache is not None
+            one.cache.make_room(count)
             parts.append((one, count))
             budget -= count
         while self._waiting and (budget > 0 or not parts):
             one = self._waiting[0]
             if self._slots_taken(one) > self._max_slots and self._running:
                 break
-            if not self._place(one, min(one.unread, budget)):
+            count = self._place(one, budget)
+            if not count:
                 break
             self._waiting.popleft()
             self._running.append(one)
-            count = min(one.unread, budget)
             parts.append((one, count))
             budget -= count
         order: dict[Adapter | None, int] = {}
@@ -187,19 +189,25 @@ class Sampler:
         """Rows of the decode steps to come, if this one joins."""
         return sum(_width(one) for one in [*self._running, more])
 
-    def _place(self, one: _Sequence, count: int) -> bool:
-        """Give a waiting sequence its cache; False when there are no blocks for it."""
+    def _place(self, one: _Sequence, budget: int) -> int:
+        """Give a waiting sequence its cache with the blocks of what it reads now, and say how much
+        that is; 0 when there are no blocks for it.
+
+        The blocks are taken at once: whoever is placed next must not count on the same ones.
+        """
         limit = len(one.owner.request.prompt) + len(one.tokens) - 1
         if not one.tokens:
             limit = min(limit, one.owner.reader.first_row)
         cache = self._prefixes.find(one.adapter, one.known, limit)
+        count = min(len(one.known) - cache.length, budget)
         if not self._reserve(cache.blocks_wanted(count) + 1):
             cache.release()
-            return False
+            return 0
+        cache.make_room(count)
         if one.owner.cache_hit_tokens is None:
             one.owner.cache_hit_tokens = cache.length
         one.cache = cache
-        return True
+        return count
 
     def _reserve(self, blocks: int) -> bool:
         while self._pool.blocks_left < blocks:
