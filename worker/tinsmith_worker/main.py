@@ -62,7 +62,7 @@ def work(settings: Settings) -> None:
     desks = {served: _desk(settings, queue, store, model) for served, model in models.items()}
     worker = Worker(settings, queue, store, models, desks)
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: setattr(worker, "stopping", True))
+        signal.signal(signum, lambda *_: worker.stop())
     lease = Lease(
         settings.redis_url,
         name,
@@ -85,7 +85,9 @@ def _desk(settings: Settings, queue: Queue, store: Store, model: BaseModel) -> S
         max_blocks=max_blocks(model, settings.kv_cache_gib, shares=len(settings.models)),
     )
     weights = SamplerWeights(store, model, settings.max_resident_runs, on_leave=sampler.forget)
-    return SamplingDesk(queue, model, sampler, weights, max_jobs=_JOBS_PER_SLOT * settings.max_sampling_slots)
+    return SamplingDesk(
+        queue, model, sampler, weights, max_jobs=_JOBS_PER_SLOT * settings.max_sampling_slots
+    )
 
 
 def _card(settings: Settings, store: Store, model: BaseModel) -> ModelCard:

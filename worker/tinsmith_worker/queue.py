@@ -4,17 +4,22 @@ Only `Lease` runs in a thread of its own, because a forward pass may outlast a l
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+import structlog
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisAway
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisSilent
 from tinsmith.protocol import keys
 from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result
 
+_log = structlog.get_logger()
 RESULT_TTL_MS = 6 * 3600 * 1000
 _SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -56,6 +61,8 @@ class Queue:
     def __init__(self, redis_url: str, worker: str) -> None:
         self.redis: Any = Redis.from_url(redis_url)  # its stubs mix the sync and async answers
         self.worker = worker
+        self.patient = True
+        """Whether a result waits for a Redis that is away; false once the worker is to stop."""
         self._ctl_last = "0"
         for name in ("take", "done", "snap", "adopt", "close_gap", "sample_done"):
             script = self.redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
@@ -63,6 +70,17 @@ class Queue:
 
     def _run(self, script: str, *args: object) -> Any:
         return getattr(self, f"_{script}")(keys=[], args=list(args))
+
+    def _tell(self, script: str, *args: object) -> Any:
+        """Until Redis has heard it: a result is computed once, and telling it again changes nothing."""
+        while True:
+            try:
+                return self._run(script, *args)
+            except (RedisAway, RedisSilent) as error:
+                if not self.patient:
+                    raise
+                _log.warning("result_waits_for_redis", error=type(error).__name__)
+                time.sleep(1.0)
 
     # Presence
 
@@ -114,16 +132,14 @@ class Queue:
         """Wake this worker's loop; may be called from any thread."""
         self.redis.rpush(keys.inbox(self.worker), run_id)
 
-    def done(
-        self, job: Job, epoch: int, result: Result, *, logged: bool | None = None
-    ) -> None:
+    def done(self, job: Job, epoch: int, result: Result, *, logged: bool | None = None) -> None:
         """Hand over a result; raises Fenced when the run has moved.
 
         `logged`: a replay of the run must repeat the op. None: as its kind says.
         """
         if logged is None:
             logged = job.kind.changes_state and not result.failed
-        answer = self._run(
+        answer = self._tell(
             "done",
             self.worker,
             epoch,
@@ -254,7 +270,7 @@ class Queue:
         )
 
     def sample_done(self, ticket: SampleTicket, result: Result) -> None:
-        self._run(
+        self._tell(
             "sample_done",
             ticket.base_model,
             ticket.entry_id,
