@@ -134,7 +134,9 @@ def test_what_somebody_is_reading_leaves_last(pool: KVPool, prefixes: PrefixCach
     assert read(reading) == conversation(1, BLOCK)
 
 
-def test_a_full_pool_costs_the_copy_and_not_the_request(prefixes: PrefixCache, pool: KVPool) -> None:
+def test_a_full_pool_costs_the_copy_and_not_the_request(
+    prefixes: PrefixCache, pool: KVPool
+) -> None:
     keep(prefixes, pool, conversation(1, BLOCK + 50))
     hog = pool.cache()
     write(hog, [1] * (pool.blocks_left * BLOCK))

@@ -252,9 +252,7 @@ def test_samples_part_without_disturbing_one_another(model: BaseModel) -> None:
     same(run(sampler, [one]), first)
     for sample in first["a"].sequences:
         turn = [*one.prompt, *sample.tokens, 7]
-        same(
-            run(sampler, [request("b", turn)]), run(sampler_of(model), [request("b", turn)])
-        )
+        same(run(sampler, [request("b", turn)]), run(sampler_of(model), [request("b", turn)]))
 
 
 # Company
@@ -346,13 +344,13 @@ def test_stops(model: BaseModel) -> None:
     assert (at_once.tokens, at_once.stop_reason) == (free.tokens[:1], "stop")
 
 
-def test_stop_none_ends_at_any_end_token(
-    model: BaseModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_none_ends_at_any_end_token(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = prompt_of(1, 12)
     [free] = run(sampler_of(model), [request("a", prompt, max_tokens=30)])["a"].sequences
     monkeypatch.setattr(model, "eos_token_ids", frozenset({free.tokens[4], 1}))
-    [ended] = run(sampler_of(model), [request("a", prompt, max_tokens=30, stop=None)])["a"].sequences
+    [ended] = run(sampler_of(model), [request("a", prompt, max_tokens=30, stop=None)])[
+        "a"
+    ].sequences
     assert ended.tokens == free.tokens[: free.tokens.index(free.tokens[4]) + 1]
     assert ended.stop_reason == "stop"
 
@@ -390,9 +388,7 @@ def test_the_context_bounds_a_sample(model: BaseModel, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
-def test_the_likeliest_tokens_beside_each_sampled_one(
-    model: BaseModel, temperature: float
-) -> None:
+def test_the_likeliest_tokens_beside_each_sampled_one(model: BaseModel, temperature: float) -> None:
     """Under the temperature of the sample, so that they can be compared with it."""
     [one] = run(
         sampler_of(model),

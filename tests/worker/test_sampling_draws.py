@@ -141,7 +141,12 @@ def test_each_row_is_drawn_as_it_would_be_alone() -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(40, 1500, generator=generator) * 3
     draws = [
-        Draw((0.0, 1.0, 0.7)[row % 3], (-1, 5, _WINDOW + 100)[row % 4 % 3], (1.0, 0.9)[row % 2], uniform(row, 0, 0))
+        Draw(
+            (0.0, 1.0, 0.7)[row % 3],
+            (-1, 5, _WINDOW + 100)[row % 4 % 3],
+            (1.0, 0.9)[row % 2],
+            uniform(row, 0, 0),
+        )
         for row in range(40)
     ]
     tokens, logprobs, _ = draw(logits, draws)

@@ -244,7 +244,9 @@ class Sampler:
         hidden_NH = self._model.hidden(current)
         rows = [hidden_NH[some] for some in current.rows]
         self._score(parts, rows)
-        ready = [(one, each[-1]) for (one, _), each in zip(parts, rows, strict=True) if not one.unread]
+        ready = [
+            (one, each[-1]) for (one, _), each in zip(parts, rows, strict=True) if not one.unread
+        ]
         return self._draw(ready) if ready else []
 
     def _score(self, parts: list[tuple[_Sequence, int]], rows: list[Tensor]) -> None:
