@@ -114,12 +114,15 @@ def test_many_newcomers_of_one_step_do_not_count_on_the_same_blocks(model: BaseM
     same(run(sampler_of(model, blocks=4), requests), alone)
 
 
-def test_twins_that_all_cross_into_a_new_block_beside_a_newcomer(model: BaseModel) -> None:
+@pytest.mark.parametrize("blocks", [4, 5, 6, 7])
+def test_twins_that_all_cross_into_a_new_block_beside_a_newcomer(
+    model: BaseModel, blocks: int
+) -> None:
     twins = request("twins", prompt_of(1, BLOCK - 3), num_samples=3, max_tokens=6)
     late = request("late", prompt_of(2, 20))
     apart = run(sampler_of(model), [twins]) | run(sampler_of(model), [late])
     for steps in range(1, 6):
-        sampler = sampler_of(model, blocks=7)
+        sampler = sampler_of(model, blocks=blocks)
         sampler.add(twins)
         found: dict[str, Finished] = {}
         for _ in range(steps):

@@ -48,6 +48,7 @@ def chi_square(counts: FloatArray, expected: FloatArray) -> float:
         (50, 1.5, 7, 1.0),
         (50, 1.0, -1, 0.7),
         (50, 0.8, 10, 0.6),
+        (50, 3.0, 7, 0.6),  # the seven together have less than 0.6 of all
         (3000, 3.0, -1, 0.95),  # more than a window of candidates
         (3000, 3.0, 2000, 1.0),
         (3000, 3.0, 2000, 0.9),
