@@ -24,8 +24,9 @@ from tinsmith.protocol.jobs import (
     encode,
 )
 from tinsmith_server.bus import Bus
-from tinsmith_worker import loop
+from tinsmith_worker import loop, ops
 from tinsmith_worker.engine.base_model import BaseModel, load
+from tinsmith_worker.engine.optimizer import RunState
 from tinsmith_worker.engine.sampler import Sampler
 from tinsmith_worker.loop import Worker
 from tinsmith_worker.queue import Queue
@@ -203,6 +204,14 @@ def group_body(copies: int) -> bytes:
     return request.SerializeToString()
 
 
+def long_body() -> bytes:
+    """More than a few passes can take."""
+    request = pb.ForwardBackwardRequest(loss_fn="cross_entropy")
+    for seed in range(6):
+        request.data.extend(pb.ForwardBackwardRequest.FromString(learn_body(50, seed)).data)
+    return request.SerializeToString()
+
+
 def loss_of(result: Result) -> float:
     assert not result.failed, result.data
     return pb.ForwardBackwardOutput.FromString(result.data).metrics["loss:sum"]
@@ -241,14 +250,14 @@ def test_a_step_never_overtakes_a_gradient(house: House) -> None:
     """Pipelined, in parts too large for a pass, with company: as if one op at a time."""
     patient = house.worker()
     house.create("slow")
-    ops = ("learn", "learn", "step", "learn", "step")
-    for seq, op in enumerate(ops, 1):
+    kinds = ("learn", "learn", "step", "learn", "step")
+    for seq, op in enumerate(kinds, 1):
         request = house.learn("slow", seq, 50, seq) if op == "learn" else house.step("slow", seq)
         house.until(patient, request)
     expected = state_row(patient, "slow")
 
     house.create("fast", "company")
-    for seq, op in enumerate(ops, 1):
+    for seq, op in enumerate(kinds, 1):
         house.learn("fast", seq, 50, seq) if op == "learn" else house.step("fast", seq)
         house.learn("company", seq, 30, 90 + seq)
     house.until(patient, "fast:5", "company:5")
@@ -323,14 +332,7 @@ def test_a_run_that_moves_in_the_middle_of_a_pass(house: House, many: int) -> No
 def test_a_run_that_moves_while_its_long_request_is_half_done(house: House) -> None:
     zombie = house.worker("a")
     house.create("r")
-    body = pb.ForwardBackwardRequest(loss_fn="cross_entropy")
-    for seed in range(6):
-        body.MergeFrom(
-            pb.ForwardBackwardRequest(
-                data=pb.ForwardBackwardRequest.FromString(learn_body(50, seed)).data
-            )
-        )
-    house.submit("r", 1, Kind.FORWARD_BACKWARD, body.SerializeToString(), 300)
+    house.submit("r", 1, Kind.FORWARD_BACKWARD, long_body(), 300)
     house.step("r", 2)
     zombie.turn()
     zombie.turn()
@@ -343,6 +345,67 @@ def test_a_run_that_moves_while_its_long_request_is_half_done(house: House) -> N
     assert zombie._training == {}
     assert not any(one.busy for one in zombie._trainers.values())
     assert heir._runs._resident["r"].state.steps == 1  # type: ignore[union-attr]
+
+
+def test_what_waits_behind_a_fenced_request_is_not_computed(house: House) -> None:
+    zombie = house.worker("a")
+    house.create("r")
+    house.until(zombie, "r:0")
+    house.learn("r", 1, 8)
+    house.submit("r", 2, Kind.FORWARD_BACKWARD, long_body(), 300)
+    zombie._intake()
+    zombie._begin()
+    heir = house.worker("b")
+    house.adopt(heir)
+    zombie._train()
+    assert not any(one.busy for one in zombie._trainers.values())
+    assert not any(one.failed for one in house.until(heir, "r:1", "r:2"))
+
+
+def test_an_accident_in_a_pass_of_a_run_that_has_moved(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zombie = house.worker("a")
+    house.create("r")
+    house.until(zombie, "r:0")
+    for seq in (1, 2):
+        house.learn("r", seq, 8)
+    zombie._intake()
+    zombie._begin()
+    heir = house.worker("b")
+    house.adopt(heir)
+
+    def broken(current: object) -> None:
+        raise IndexError("of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zombie._models["tiny"], "hidden", broken)
+        zombie._train()
+    assert zombie._scheduler.lines == {}
+    assert not any(one.failed for one in house.until(heir, "r:1", "r:2"))
+
+
+def test_a_step_that_stopped_halfway_leaves_no_trace(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = house.worker()
+    house.create("r", "twin")
+    house.until(worker, house.learn("r", 1, 30))
+
+    def halfway(steps: list[tuple[RunState, object]]) -> None:
+        for run, _ in steps:
+            run.adapter.row += 1
+            run.gradient = None
+        raise RuntimeError("of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "optim_steps", halfway)
+        [failed] = house.until(worker, house.step("r", 2))
+    assert failed.failed
+    house.until(worker, house.step("r", 3))
+    house.learn("twin", 1, 30)
+    house.until(worker, house.step("twin", 2))
+    assert torch.equal(state_row(worker, "r"), state_row(worker, "twin"))
 
 
 def test_several_ops_of_a_run_that_cannot_be_rebuilt_and_has_moved(
