@@ -217,6 +217,9 @@ class Memory(RuleBasedStateMachine):
         counted = {block: count for block, count in enumerate(self.pool._users) if count}
         assert counted == dict(users)
         assert self.pool.blocks_in_use == len(users)
+        remembered = {node.block for node in self.prefixes._nodes}
+        mine = {block for _, _, cache in self.open for block in cache.blocks}
+        assert self.prefixes.num_reclaimable == len(remembered - mine)
 
 
 Memory.TestCase.settings = settings(

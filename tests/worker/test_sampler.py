@@ -161,6 +161,20 @@ def test_what_is_remembered_serves_even_when_the_pool_is_nearly_full(model: Base
     assert found["a"].prompt_cache_hit_tokens == 2 * BLOCK
 
 
+def test_who_finds_no_place_costs_nobody_what_is_remembered(model: BaseModel) -> None:
+    sampler, prompt = sampler_of(model, blocks=8), prompt_of(1, 2 * BLOCK)
+    run(sampler, [request("a", prompt, max_tokens=1)])
+    sampler.add(request("runs", prompt_of(2, 400), max_tokens=30))
+    sampler.add(request("waits", prompt_of(3, 600)))
+    for _ in range(3):
+        sampler.step()
+    assert sampler._pool.blocks_in_use == 2 + 4
+    kept = sampler._prefixes.find(None, [*prompt, 5], 2 * BLOCK)
+    assert kept.length == 2 * BLOCK
+    kept.release()
+    drain(sampler)
+
+
 # Cancelling
 
 

@@ -88,6 +88,11 @@ class PrefixCache:
         self._nodes.add(node)
         return node
 
+    @property
+    def num_reclaimable(self) -> int:
+        """How many blocks would be free if all of them were forgotten."""
+        return sum(not self._pool.is_shared(node.block) for node in self._nodes)
+
     def forget_least_used(self) -> bool:
         """Let one block go; False when there is none. Those that nobody else uses go first."""
         leaf = min(

@@ -219,9 +219,12 @@ class Sampler:
         return count
 
     def _reserve(self, blocks: int) -> bool:
+        """Prefixes are forgotten only where that is enough: who cannot be placed costs nobody his."""
+        missing = blocks - self._pool.blocks_left
+        if missing > 0 and self._prefixes.num_reclaimable < missing:
+            return False
         while self._pool.blocks_left < blocks:
-            if not self._prefixes.forget_least_used():
-                return False
+            self._prefixes.forget_least_used()
         return True
 
     def _make_room(self) -> None:
