@@ -542,6 +542,48 @@ def test_a_stop_with_a_write_that_will_not_succeed_leaves_the_save_to_the_heir(
     assert house.disk.has_folder("unnamed")
 
 
+def test_a_stop_with_an_open_write_takes_no_snapshot_that_would_hide_it(house: House) -> None:
+    leaving = house.worker("a")
+    house.create("r")
+    house.until(leaving, "r:0")
+    house.disk.full = 1
+    house.until(leaving, house.save("r", 1, "unnamed"))
+    leaving._saver.close()
+    leaving.drain()
+    assert not house.disk.has_folder("unnamed")
+    assert "r:1 save_weights_for_sampler" in house.log("r")
+
+
+def test_a_snapshot_waits_for_the_saves_before_it(house: House) -> None:
+    worker = house.worker(snapshot_steps=1)
+    house.create("r")
+    house.until(worker, "r:0")
+    house.disk.gate.clear()
+    house.until(worker, house.save("r", 1, "unnamed"), house.step("r", 2))
+    assert worker._runs._snapshots == {}
+    house.disk.gate.set()
+    for _ in range(500):
+        if not worker._saver.writes_for("r"):
+            break
+        worker.turn()
+    house.until(worker, house.step("r", 3))
+    for _ in range(500):
+        if not house.log("r"):
+            break
+        worker.turn()
+    assert house.log("r") == []
+    assert house.disk.has_folder("unnamed")
+
+
+def test_a_snapshot_waits_for_the_step_that_uses_the_gradient(house: House) -> None:
+    worker = house.worker(snapshot_log_bytes=1)
+    house.create("r", "twin")
+    house.until(worker, house.learn("r", 1, 30))
+    worker._saver.close()
+    worker._runs.settle_snapshots()
+    assert "r:1 forward_backward" in house.log("r")
+
+
 def test_a_stop_in_the_middle_of_work_gives_it_to_the_heir(house: House) -> None:
     leaving = house.worker("a")
     house.create("r")
