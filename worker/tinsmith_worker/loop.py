@@ -93,6 +93,11 @@ class Worker:
                 _log.warning("redis_unreachable", error=type(error).__name__)
                 time.sleep(1.0)
 
+    def stop(self) -> None:
+        """May be called at any moment, from a signal's handler."""
+        self.stopping = True
+        self._queue.patient = False
+
     def turn(self) -> None:
         self._intake()
         self._begin()
@@ -114,7 +119,7 @@ class Worker:
 
     def _intake(self) -> None:
         self._take_samples()  # before waiting: their bell may have rung for others only
-        if self._computing:
+        if self._computing or self._news:  # of which TAKE has left some
             self._news |= self._queue.news()
         else:
             self._news |= self._queue.wait(self._models, _HOUSEKEEPING_SECONDS)
@@ -125,6 +130,11 @@ class Worker:
     def _take_samples(self) -> None:
         for desk in self._desks.values():
             desk.take()
+
+    def _cancel(self) -> None:
+        cancelled = self._queue.cancellations()
+        for desk in self._desks.values():
+            desk.cancel(cancelled)
 
     @property
     def _computing(self) -> bool:
@@ -156,9 +166,7 @@ class Worker:
         return home
 
     def _housekeep(self) -> None:
-        cancelled = self._queue.cancellations()
-        for desk in self._desks.values():
-            desk.cancel(cancelled)
+        self._cancel()
         now = time.monotonic()
         if now - self._housekept < _HOUSEKEEPING_SECONDS:
             return
@@ -200,7 +208,11 @@ class Worker:
 
     def _in_work(self, job: Job) -> _InWork | None:
         """With the run's state; None when it could not be rebuilt, and the job has failed with that."""
-        epoch = self._homes[job.run_id].epoch
+        home = self._homes.get(job.run_id)
+        if home is None:  # an earlier job of this round found that the run has moved
+            self._scheduler.finished(job)
+            return None
+        epoch = home.epoch
         try:
             return _InWork(job, self._runs.get(job.run_id, epoch))
         except RedisError:
@@ -258,13 +270,14 @@ class Worker:
                     self._fail_all(trainer.clear(), error)
                     continue
                 for work, outcome in settled:
-                    self._finish(self._training.pop(id(work)), answer_of(outcome))
+                    if one := self._training.pop(id(work), None):  # or its run has just moved
+                        self._finish(one, answer_of(outcome))
         return time.monotonic() - began
 
     def _fail_all(self, works: list[Work], error: Exception) -> None:
         for work in works:
-            one = self._training.pop(id(work))
-            self._finish(one, self._accident(one.job, error))
+            if one := self._training.pop(id(work), None):
+                self._finish(one, self._accident(one.job, error))
 
     def _sample(self, trained_seconds: float) -> None:
         """Steps until sampling has had its share of the time; one where nothing trains."""
@@ -276,9 +289,8 @@ class Worker:
                 desk.step()
             if time.monotonic() - began >= room:
                 return
-            for desk in self._desks.values():
-                desk.cancel(self._queue.cancellations())
-                desk.take()
+            self._cancel()
+            self._take_samples()
 
     def _finish_saves(self) -> None:
         still = []

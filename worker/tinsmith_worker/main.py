@@ -62,7 +62,7 @@ def work(settings: Settings) -> None:
     desks = {served: _desk(settings, queue, store, model) for served, model in models.items()}
     worker = Worker(settings, queue, store, models, desks)
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: setattr(worker, "stopping", True))
+        signal.signal(signum, lambda *_: worker.stop())
     lease = Lease(
         settings.redis_url,
         name,

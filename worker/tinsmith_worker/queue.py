@@ -4,19 +4,24 @@ Only `Lease` runs in a thread of its own, because a forward pass may outlast a l
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+import structlog
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisAway
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisSilent
 from tinsmith.protocol import keys
 from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result
 
 from tinsmith_worker.usage import sample_usage
 
+_log = structlog.get_logger()
 RESULT_TTL_MS = 6 * 3600 * 1000
 _SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -58,6 +63,8 @@ class Queue:
     def __init__(self, redis_url: str, worker: str) -> None:
         self.redis: Any = Redis.from_url(redis_url)  # its stubs mix the sync and async answers
         self.worker = worker
+        self.patient = True
+        """Whether a result waits for a Redis that is away; false once the worker is to stop."""
         self._ctl_last = "0"
         for name in ("take", "done", "snap", "adopt", "close_gap", "sample_done"):
             script = self.redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
@@ -65,6 +72,17 @@ class Queue:
 
     def _run(self, script: str, *args: object) -> Any:
         return getattr(self, f"_{script}")(keys=[], args=list(args))
+
+    def _tell(self, script: str, *args: object) -> Any:
+        """Until Redis has heard it: a result is computed once, and telling it again changes nothing."""
+        while True:
+            try:
+                return self._run(script, *args)
+            except (RedisAway, RedisSilent) as error:
+                if not self.patient:
+                    raise
+                _log.warning("result_waits_for_redis", error=type(error).__name__)
+                time.sleep(1.0)
 
     # Presence
 
@@ -123,7 +141,7 @@ class Queue:
         """
         if logged is None:
             logged = job.kind.changes_state and not result.failed
-        answer = self._run(
+        answer = self._tell(
             "done",
             self.worker,
             epoch,
@@ -255,7 +273,7 @@ class Queue:
 
     def sample_done(self, ticket: SampleTicket, result: Result) -> None:
         used = sample_usage(ticket.body, result)
-        self._run(
+        self._tell(
             "sample_done",
             ticket.base_model,
             ticket.entry_id,

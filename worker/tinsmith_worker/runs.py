@@ -143,8 +143,12 @@ class Runs:
 
     def _record(self, run_id: str, epoch: int, prefix: str, seq_id: int) -> None:
         previous = self._queue.snapshot_taken(run_id, epoch, prefix, seq_id)
-        if previous and previous != prefix:
+        if not previous or previous == prefix:
+            return
+        try:
             self._store.delete_folder(previous)
+        except StoreUnavailable as error:  # it only takes room: nothing points to it any more
+            _log.warning("snapshot_not_deleted", prefix=previous, exc_info=error)
 
     def _rebuild(self, run_id: str, epoch: int) -> Resident:
         record = self._queue.record(run_id)

@@ -19,6 +19,7 @@ from tinsmith_worker.engine.sampler import Finished, Sampler
 from tinsmith_worker.engine.values import InvalidInput, SampleRequest, TargetCells
 from tinsmith_worker.queue import Queue, SampleTicket
 from tinsmith_worker.sampler_weights import NotThere, SamplerWeights
+from tinsmith_worker.store import StoreUnavailable
 
 _log = structlog.get_logger()
 
@@ -62,9 +63,21 @@ class SamplingDesk:
         return self.sampler.busy
 
     def step(self) -> None:
-        for finished in self.sampler.step():
+        try:
+            answers = self.sampler.step()
+        except Exception as error:  # noqa: BLE001 - a step's accident is not the worker's end
+            self._fail_all(error)
+            return
+        for finished in answers:
             ticket = self._tickets[finished.request_id]
             self._finish(finished.request_id, _result(finished, ticket.body))
+
+    def _fail_all(self, error: Exception) -> None:
+        """An error that is nobody's input: nobody in the sampler can go on from it."""
+        _log.error("sampling_step_failed", model=self.model.name, exc_info=error)
+        for request_id in self.sampler.clear():
+            sentence = f"Internal error in the worker (reference {request_id}). Sample again."
+            self._finish(request_id, failure(sentence, "server"))
 
     def try_again(self) -> None:
         """Jobs whose weights were not in the store yet."""
@@ -91,6 +104,12 @@ class SamplingDesk:
         except NotThere:
             sentence = "sampling_session_id: its weights were deleted; save them again."
             self._finish(ticket.request_id, failure(sentence))
+        except StoreUnavailable as error:
+            _log.error("weights_out_of_reach", request_id=ticket.request_id, exc_info=error)
+            sentence = (
+                "The weights could not be read: the service's store is out of reach. Try again."
+            )
+            self._finish(ticket.request_id, failure(sentence, "server"))
 
     def _request(self, ticket: SampleTicket) -> SampleRequest | None:
         """None while its weights are on their way."""

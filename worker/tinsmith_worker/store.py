@@ -63,16 +63,26 @@ class Store:
             }
         except FileNotFoundError as error:
             raise FolderDamaged(f"{prefix} is not whole in the store") from error
+        except (OSError, BaseError) as error:
+            raise StoreUnavailable(f"{prefix} could not be read") from error
 
     def has_folder(self, prefix: str) -> bool:
         try:
             obstore.head(self._store, f"{prefix}/{MANIFEST}")
         except FileNotFoundError:
             return False
+        except (OSError, BaseError) as error:
+            raise StoreUnavailable(f"{prefix} could not be looked for") from error
         return True
 
     def delete_folder(self, prefix: str) -> None:
         """The manifest goes first: a folder half deleted is already not there."""
+        try:
+            self._delete_folder(prefix)
+        except (OSError, BaseError) as error:
+            raise StoreUnavailable(f"{prefix} could not be deleted") from error
+
+    def _delete_folder(self, prefix: str) -> None:
         paths = [
             entry["path"] for batch in obstore.list(self._store, prefix=prefix) for entry in batch
         ]

@@ -217,7 +217,7 @@ def attention(
     """Outputs [N, H, D]."""
     repeats = query_NHD.shape[1] // key_NGD.shape[1]
     current.plan.prepare(repeats, current.min_rows, query_NHD.device)
-    attended: Tensor = _Attention.apply(
+    attended: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
         query_NHD, key_NGD, value_NGD, current.plan, layer, scale, window
     )
     return attended
@@ -225,7 +225,7 @@ def attention(
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: "torch.autograd.function.FunctionCtx",
         query_NHD: Tensor,
         key_NGD: Tensor,
@@ -253,7 +253,7 @@ class _Attention(torch.autograd.Function):
         return out_NHD
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: "torch.autograd.function.FunctionCtx", grad_NHD: Tensor
     ) -> tuple[Tensor | None, ...]:
         query_NHD, key_NGD, value_NGD, out_NHD, *kept = ctx.saved_tensors  # type: ignore[attr-defined]

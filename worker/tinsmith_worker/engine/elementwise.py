@@ -57,7 +57,7 @@ class _NoContext:
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Context, x: Tensor, delta: Tensor | None, norm: RMSNorm
     ) -> tuple[Tensor, Tensor]:
         summed = x if delta is None else torch.empty_like(x)
@@ -80,9 +80,7 @@ class _RMSNorm(torch.autograd.Function):
         return summed, y
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Context, grad_sum: Tensor | None, grad: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad_sum: Tensor | None, grad: Tensor) -> tuple[Tensor | None, ...]:
         summed, scales = ctx.saved_tensors
         norm: RMSNorm = ctx.norm
         if not any(ctx.needs_input_grad[:2]):
@@ -112,7 +110,7 @@ def gated(gate_up_NO: Tensor, activation: str) -> Tensor:
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Context, gate_up: Tensor, activation: str) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Context, gate_up: Tensor, activation: str) -> Tensor:
         ctx.save_for_backward(gate_up)
         ctx.activation = activation
         gate, up = gate_up.chunk(2, -1)
@@ -124,7 +122,7 @@ class _Gated(torch.autograd.Function):
         return _activate(gate, activation).mul_(up)
 
     @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
         made = torch.empty_like(gate_up)
@@ -162,12 +160,12 @@ def rotate(x_NHD: Tensor, angles: Angles) -> Tensor:
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Context, x: Tensor, angles: Angles) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Context, x: Tensor, angles: Angles) -> Tensor:
         ctx.angles = angles
         return _turned(x, torch.empty_like(x), angles, 1.0)
 
     @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad = grad.contiguous()
         return _turned(grad, torch.empty_like(grad), ctx.angles, -1.0), None
 
@@ -182,7 +180,7 @@ def split_rotated(
 
 class _SplitRotated(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Context, qkv_NO: Tensor, angles: Angles, heads: int, groups: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.angles, ctx.counts = angles, (heads, groups, groups)
@@ -191,7 +189,7 @@ class _SplitRotated(torch.autograd.Function):
         return made[0], made[1], value.contiguous()
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Context, grad_query: Tensor, grad_key: Tensor, grad_value: Tensor
     ) -> tuple[Tensor | None, ...]:
         size = grad_query.shape[-1]

@@ -86,9 +86,11 @@ def _packed_attention(
     """Transformers' attention interface."""
     if softcap is not None:
         raise Unsupported("attention softcaps")
-    rows = (one[0].transpose(0, 1) for one in (query_1HND, key_1GND, value_1GND))
+    query, key, value = (one[0].transpose(0, 1) for one in (query_1HND, key_1GND, value_1GND))
     out_NHD = attention(
-        *rows,
+        query,
+        key,
+        value,
         current_pass(),
         int(module.layer_idx),  # type: ignore[arg-type]
         scale=query_1HND.shape[-1] ** -0.5 if scaling is None else scaling,

@@ -70,7 +70,8 @@ def score(
     Gradients of adapters on the unembedding go where the requests say.
     """
     found = [torch.zeros(one.pairs.rows.size, device=hidden_NH.device) for one in requests]
-    live, idle = [], []
+    live: list[_Piece] = []
+    idle: list[_Piece] = []
     for one, into in zip(requests, found, strict=True):
         weighing, others = _rows(one)
         live += _pieces(one, into, weighing)
@@ -170,5 +171,5 @@ def _learn(
         if slope_RV is not None:
             back_RV = back_RV * slope_RV
     if raw_RV.requires_grad:
-        raw_RV.backward(back_RV.to(raw_RV.dtype))  # type: ignore[no-untyped-call]
+        raw_RV.backward(back_RV.to(raw_RV.dtype))
     return 0.0 if leaf_RH.grad is None else leaf_RH.grad

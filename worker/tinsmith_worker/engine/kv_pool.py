@@ -63,6 +63,9 @@ class KVPool:
                 held[:, block] = 0
         return block
 
+    def is_shared(self, block: int) -> bool:
+        return self._users[block] > 1
+
     def share(self, block: int) -> int:
         self._users[block] += 1
         return block

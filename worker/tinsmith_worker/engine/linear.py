@@ -97,13 +97,14 @@ def lora_linear(x_NI: Tensor, group: LinearGroup, current: "Rows") -> Tensor:
         return y_NO
     learns = any(one.gradient is not None for one in touched)
     anchor = torch.zeros((), requires_grad=True) if learns and not x_NI.requires_grad else None
-    learned_NO: Tensor = _LoRALinear.apply(x_NI, anchor, group, touched, current.min_rows)
+    arguments = (x_NI, anchor, group, touched, current.min_rows)
+    learned_NO: Tensor = _LoRALinear.apply(*arguments)  # type: ignore[no-untyped-call]
     return learned_NO
 
 
 class _LoRALinear(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Context,
         x_NI: Tensor,
         anchor: Tensor | None,
@@ -120,7 +121,7 @@ class _LoRALinear(torch.autograd.Function):
         return y_NO
 
     @staticmethod
-    def backward(ctx: Context, grad_NO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, *inner = ctx.saved_tensors
         group: LinearGroup = ctx.group
         grad_NI = group.backward(grad_NO) if ctx.needs_input_grad[0] else None

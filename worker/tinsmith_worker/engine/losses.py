@@ -126,7 +126,8 @@ class Loss:
     def idle(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.bool_]:
         if self.idle_at_zero is None:
             return np.zeros(inputs["target_tokens"].shape, np.bool_)
-        return np.equal(inputs[self.idle_at_zero], 0)
+        zero: npt.NDArray[np.bool_] = inputs[self.idle_at_zero] == 0
+        return zero
 
 
 _RL, _A = ("logprobs", "advantages"), "advantages"

@@ -7,6 +7,7 @@ conversation under the same weights reads the rest only. Least used blocks leave
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.kv_pool import BLOCK, KVCache, KVPool, PoolFull
@@ -31,6 +32,7 @@ class PrefixCache:
         self._pool = pool
         self._roots: dict[Owner, _Node] = {}
         self._nodes: set[_Node] = set()
+        self._forgotten: WeakSet[Adapter] = WeakSet()
         self._clock = 0
 
     def find(self, owner: Owner, tokens: list[int], limit: int) -> KVCache:
@@ -64,6 +66,8 @@ class PrefixCache:
 
     def remember(self, owner: Owner, tokens: list[int], cache: KVCache) -> None:
         """Keep what `cache` holds of these tokens."""
+        if owner in self._forgotten:  # its last samples end after it has left
+            return
         self._clock += 1
         node = self._roots.setdefault(owner, _Node((), -1, None))
         for start, block in zip(range(0, cache.length, BLOCK), cache.blocks, strict=False):
@@ -84,11 +88,16 @@ class PrefixCache:
         self._nodes.add(node)
         return node
 
+    @property
+    def num_reclaimable(self) -> int:
+        """How many blocks would be free if all of them were forgotten."""
+        return sum(not self._pool.is_shared(node.block) for node in self._nodes)
+
     def forget_least_used(self) -> bool:
-        """Let one block go; False when there is none."""
+        """Let one block go; False when there is none. Those that nobody else uses go first."""
         leaf = min(
             (node for node in self._nodes if not any(node.children.values())),
-            key=lambda node: node.used,
+            key=lambda node: (self._pool.is_shared(node.block), node.used),
             default=None,
         )
         if leaf is None:
@@ -98,6 +107,8 @@ class PrefixCache:
 
     def forget(self, owner: Owner) -> None:
         """All of an adapter's blocks: nobody will ask under these weights again."""
+        if owner is not None:
+            self._forgotten.add(owner)
         root = self._roots.pop(owner, None)
         for node in list(_below(root)) if root else []:
             self._nodes.discard(node)

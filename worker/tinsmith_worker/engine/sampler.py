@@ -5,6 +5,7 @@ its prompt, and what earlier prompts and conversations have in common with it is
 sampler decides who is in the next pass; how a token is drawn stands in `sampling`.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -16,12 +17,18 @@ from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.kv_pool import BLOCK, KVCache, KVPool
 from tinsmith_worker.engine.memory import is_out_of_memory, release
-from tinsmith_worker.engine.packed import Segment, merge_rows
+from tinsmith_worker.engine.packed import Pass, Segment, merge_rows
 from tinsmith_worker.engine.prefix_cache import PrefixCache
 from tinsmith_worker.engine.prompt_scores import PromptReader, PromptScores, TopK, score_prompts
 from tinsmith_worker.engine.sample_checks import token_limit
 from tinsmith_worker.engine.sampling import Draw, draw, uniform
 from tinsmith_worker.engine.values import InvalidInput, SampleRequest
+
+_NO_MEMORY = "prompt: the service is out of memory; send fewer or shorter."
+_NOT_FINITE = (
+    "sampling_session_id: these weights give logits that are not finite. Sample from an earlier "
+    "save, or load an earlier checkpoint into the run."
+)
 
 
 @dataclass(frozen=True)
@@ -120,10 +127,10 @@ class Sampler:
 
     def cancel(self, request_id: str) -> None:
         for one in [*self._waiting, *self._running]:
-            if one.owner.request.request_id == request_id:
+            if _id(one) == request_id:
                 self._leave(one)
-        self._waiting = deque(one for one in self._waiting if not _belongs(one, request_id))
-        self._running = [one for one in self._running if not _belongs(one, request_id)]
+        self._waiting = deque(one for one in self._waiting if _id(one) != request_id)
+        self._running = [one for one in self._running if _id(one) != request_id]
 
     def forget(self, adapter: Adapter) -> None:
         """Nobody will sample from it again."""
@@ -140,20 +147,20 @@ class Sampler:
             for one, count in parts
             if one.cache is not None
         ]
-        current = self._model.new_pass(segments)
         try:
-            hidden_NH = self._model.hidden(current)
+            return self._run(parts, self._model.new_pass(segments))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            release(self._model.device)
-            return self._give_up({one.owner.request.request_id for one, _ in parts})
-        rows = [hidden_NH[some] for some in current.rows]
-        self._score(parts, rows)
-        ready = [
-            (one, each[-1]) for (one, _), each in zip(parts, rows, strict=True) if not one.unread
-        ]
-        return self._draw(ready) if ready else []
+        release(self._model.device)
+        return self._give_up({_id(one) for one, _ in parts}, _NO_MEMORY)
+
+    def clear(self) -> list[str]:
+        """Give everything up; answers the requests that were not finished."""
+        ids = {_id(one) for one in [*self._waiting, *self._running]}
+        for request_id in ids:
+            self.cancel(request_id)
+        return sorted(ids)
 
     # Who is in the pass
 
@@ -167,17 +174,19 @@ class Sampler:
         parts: list[tuple[_Sequence, int]] = []
         for one in [*self._running]:
             count = min(one.unread, max(1, budget))
+            assert one.cache is not None
+            one.cache.make_room(count)
             parts.append((one, count))
             budget -= count
         while self._waiting and (budget > 0 or not parts):
             one = self._waiting[0]
             if self._slots_taken(one) > self._max_slots and self._running:
                 break
-            if not self._place(one, min(one.unread, budget)):
+            count = self._place(one, budget)
+            if not count:
                 break
             self._waiting.popleft()
             self._running.append(one)
-            count = min(one.unread, budget)
             parts.append((one, count))
             budget -= count
         order: dict[Adapter | None, int] = {}
@@ -189,24 +198,33 @@ class Sampler:
         """Rows of the decode steps to come, if this one joins."""
         return sum(_width(one) for one in [*self._running, more])
 
-    def _place(self, one: _Sequence, count: int) -> bool:
-        """Give a waiting sequence its cache; False when there are no blocks for it."""
+    def _place(self, one: _Sequence, budget: int) -> int:
+        """Give a waiting sequence its cache with the blocks of what it reads now, and say how much
+        that is; 0 when there are no blocks for it.
+
+        The blocks are taken at once: whoever is placed next must not count on the same ones.
+        """
         limit = len(one.owner.request.prompt) + len(one.tokens) - 1
         if not one.tokens:
             limit = min(limit, one.owner.reader.first_row)
         cache = self._prefixes.find(one.adapter, one.known, limit)
+        count = min(len(one.known) - cache.length, budget)
         if not self._reserve(cache.blocks_wanted(count) + 1):
             cache.release()
-            return False
+            return 0
+        cache.make_room(count)
         if one.owner.cache_hit_tokens is None:
             one.owner.cache_hit_tokens = cache.length
         one.cache = cache
-        return True
+        return count
 
     def _reserve(self, blocks: int) -> bool:
+        """Prefixes are forgotten only where that is enough: who cannot be placed costs nobody his."""
+        missing = blocks - self._pool.blocks_left
+        if missing > 0 and self._prefixes.num_reclaimable < missing:
+            return False
         while self._pool.blocks_left < blocks:
-            if not self._prefixes.forget_least_used():
-                return False
+            self._prefixes.forget_least_used()
         return True
 
     def _make_room(self) -> None:
@@ -224,6 +242,15 @@ class Sampler:
             self._waiting.appendleft(one)
 
     # What the pass gave
+
+    def _run(self, parts: list[tuple[_Sequence, int]], current: Pass) -> list[Finished]:
+        hidden_NH = self._model.hidden(current)
+        rows = [hidden_NH[some] for some in current.rows]
+        self._score(parts, rows)
+        ready = [
+            (one, each[-1]) for (one, _), each in zip(parts, rows, strict=True) if not one.unread
+        ]
+        return self._draw(ready) if ready else []
 
     def _score(self, parts: list[tuple[_Sequence, int]], rows: list[Tensor]) -> None:
         read = [
@@ -254,7 +281,9 @@ class Sampler:
             if k := one.owner.request.topk_sample_logprobs:
                 top = all_SV[place].topk(k)
                 one.topk.append((top.indices, top.values))
-        return self._retire(samples)
+        lost = {_id(one) for one in samples if not math.isfinite(one.logprobs[-1])}
+        finished = self._retire([one for one in samples if _id(one) not in lost])
+        return finished + self._give_up(lost, _NOT_FINITE)
 
     def _part(self, one: _Sequence) -> list[_Sequence]:
         """The prompt is read: remember it, and let every sample go on from it by itself."""
@@ -299,10 +328,9 @@ class Sampler:
             one.cache.release()
             one.cache = None
 
-    def _give_up(self, request_ids: set[str]) -> list[Finished]:
+    def _give_up(self, request_ids: set[str], sentence: str) -> list[Finished]:
         for request_id in request_ids:
             self.cancel(request_id)
-        sentence = "prompt: the service is out of memory; send fewer or shorter."
         return [Finished(request_id, error=sentence) for request_id in sorted(request_ids)]
 
     def _stop_reason(self, one: _Sequence) -> str | None:
@@ -328,8 +356,8 @@ class Sampler:
         return stop in self._model.tokenizer.decode(window, skip_special_tokens=False)
 
 
-def _belongs(one: _Sequence, request_id: str) -> bool:
-    return one.owner.request.request_id == request_id
+def _id(one: _Sequence) -> str:
+    return one.owner.request.request_id
 
 
 def _width(one: _Sequence) -> int:

@@ -19,6 +19,8 @@ _MASK = (1 << 64) - 1
 _SPAN = 256
 _WINDOW = 1024
 """How many of the likeliest tokens top-p looks at before it sorts the whole vocabulary."""
+_COLDEST = 1e-30
+"""Logits divided by less than this overflow; long before, one token has all the probability."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def _mix(value: int) -> int:
 
 def draw(logits_SV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float], Tensor]:
     """A token each, its log-probability under the temperature alone, and all of them [S, V]."""
-    temperatures = [one.temperature or 1.0 for one in draws]
+    temperatures = [max(one.temperature, _COLDEST) if one.temperature else 1.0 for one in draws]
     scaled_SV = logits_SV
     if any(one != 1.0 for one in temperatures):
         scaled_SV = logits_SV / logits_SV.new_tensor(temperatures)[:, None]
@@ -61,8 +63,10 @@ def draw(logits_SV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[floa
     plain = [place for place, one in enumerate(draws) if one.plain]
     if plain:
         rows = slice(None) if len(plain) == len(draws) else plain
-        us = torch.tensor([draws[place].u for place in plain], device=tokens.device)
-        tokens[rows] = _invert(logprobs_SV[rows], us.double())
+        # In fp32 the largest u would be 1, which is nobody's.
+        us = [draws[place].u for place in plain]
+        u_S = torch.tensor(us, dtype=torch.float64, device=tokens.device)
+        tokens[rows] = _invert(logprobs_SV[rows], u_S)
     for place, one in enumerate(draws):
         if one.temperature == 0:
             tokens[place] = logits_SV[place].argmax()

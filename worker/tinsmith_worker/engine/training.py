@@ -247,7 +247,7 @@ def _pass(model: BaseModel, requests: Sequence[_Request]) -> None:
     asked = [_ask(model, hidden_NH, *pair) for pair in zip(requests, batches, strict=True)]
     found, back_NH = score(model, hidden_NH, asked)
     if back_NH is not None and hidden_NH.requires_grad:
-        hidden_NH.backward(back_NH)  # type: ignore[no-untyped-call]
+        hidden_NH.backward(back_NH)
     for one, batch, logprobs_P in zip(requests, batches, found, strict=True):
         _note(one, batch, logprobs_P)
 
