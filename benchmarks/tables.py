@@ -1,0 +1,92 @@
+"""Puts the recorded rows into docs/performance.md, between its markers, so that no figure is typed.
+
+    <!-- rows: training, limit -->
+    <!-- end -->
+
+holds a table of the rows whose names begin with `training:` or `limit:`, in the order in which they
+are asked for; `<!-- machine -->` holds what they were measured on. `--check` says whether the page
+is what the results make of it.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import LATEST, RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+GPU_ROWS = RESULTS / "gpu.json"
+MARKED = re.compile(r"(<!-- (rows: (?P<kinds>[^>]+?)|machine) -->\n).*?(<!-- end -->)", re.DOTALL)
+Recorded = Mapping[str, Any]
+
+
+def rendered(page: str, rows: Sequence[Recorded], machine: Recorded) -> str:
+    """The page with every marked part made anew."""
+
+    def fill(found: re.Match[str]) -> str:
+        kinds = found["kinds"]
+        inside = _machine(machine) if kinds is None else _table(rows, kinds.split(", "))
+        return f"{found[1]}{inside}{found[4]}"
+
+    return MARKED.sub(fill, page)
+
+
+def _table(rows: Sequence[Recorded], kinds: Sequence[str]) -> str:
+    chosen = [
+        (row["name"].split(": ", 1)[1], row)
+        for kind in kinds
+        for row in rows
+        if row["name"].startswith(f"{kind}: ")
+    ]
+    if not chosen:
+        return "not measured yet\n"
+    lines = ["| | ours | other | unit | ratio | floor |", "|---|---|---|---|---|---|"]
+    lines += [_line(name, row) for name, row in chosen]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, row: Recorded) -> str:
+    floor, ratio = row["floor"], f"{row['ratio']:.3g}"
+    if floor is None:
+        return _cells(name, row, ratio, "")
+    mark = "" if row["ratio"] >= floor else " (below)"
+    return _cells(name, row, ratio, f"{floor:g}{mark}")
+
+
+def _cells(name: str, row: Recorded, ratio: str, floor: str) -> str:
+    ours, other = (f"{row[side]:.4g}" for side in ("ours", "other"))
+    return f"| {name} | {ours} | {other} | {row['unit']} | {ratio} | {floor} |"
+
+
+def _machine(machine: Recorded) -> str:
+    if not machine:
+        return "not measured yet\n"
+    return "".join(
+        f"- {name.replace('_', ' ')}: {_told(value)}\n" for name, value in machine.items()
+    )
+
+
+def _told(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def recorded(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def main() -> None:
+    page = PAGE.read_text()
+    rows = [*(recorded(LATEST) or []), *(recorded(GPU_ROWS) or [])]
+    made = rendered(page, rows, recorded(RESULTS / "machine.json"))
+    if "--check" in sys.argv[1:]:
+        sys.exit(
+            made != page and "docs/performance.md is not what the results say: make bench-tables"
+        )
+    PAGE.write_text(made)
+
+
+if __name__ == "__main__":
+    main()

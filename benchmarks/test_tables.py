@@ -1,0 +1,43 @@
+"""The page holds what the results say, and nothing that was typed."""
+
+from benchmarks.harness import LATEST, RESULTS
+from benchmarks.tables import GPU_ROWS, PAGE, recorded, rendered
+
+ROWS = [
+    {"name": "training: a", "ours": 1, "other": 3.5, "unit": "ms", "ratio": 3.5, "floor": 3.0},
+    {"name": "training: b", "ours": 2, "other": 3, "unit": "ms", "ratio": 1.5, "floor": 2.0},
+    {"name": "limit: c", "ours": 2, "other": 1, "unit": "ms", "ratio": 0.5, "floor": None},
+]
+EMPTY = "before\n<!-- rows: limit, training -->\n<!-- end -->\nafter\n"
+
+
+def test_rows_stand_in_the_order_of_the_marker_and_say_when_a_floor_is_missed():
+    lines = rendered(EMPTY, ROWS, {}).splitlines()
+    assert lines[0] == "before"
+    assert lines[-1] == "after"
+    assert lines[4:7] == [
+        "| c | 2 | 1 | ms | 0.5 |  |",
+        "| a | 1 | 3.5 | ms | 3.5 | 3 |",
+        "| b | 2 | 3 | ms | 1.5 | 2 (below) |",
+    ]
+
+
+def test_new_rows_replace_the_old_ones():
+    assert rendered(rendered(EMPTY, ROWS, {}), ROWS[:2], {}) == rendered(EMPTY, ROWS[:2], {})
+
+
+def test_without_rows_or_a_machine_the_page_says_that_nothing_was_measured():
+    page = "<!-- machine -->\n<!-- end -->\n" + EMPTY
+    assert rendered(page, [], {}).count("not measured yet") == 2
+
+
+def test_the_page_is_what_the_results_make_of_it():
+    page = PAGE.read_text()
+    rows = [*(recorded(LATEST) or []), *(recorded(GPU_ROWS) or [])]
+    assert rendered(page, rows, recorded(RESULTS / "machine.json")) == page
+
+
+def test_every_row_has_its_place_in_the_page():
+    page = PAGE.read_text()
+    for row in [*(recorded(LATEST) or []), *(recorded(GPU_ROWS) or [])]:
+        assert f"| {row['name'].split(': ', 1)[1]} |" in page, row["name"]
