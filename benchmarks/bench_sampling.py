@@ -43,20 +43,19 @@ def limit_seconds(requests: Sequence[SampleRequest], slots: int) -> float:
 def concurrent(ours: Ours, rival: Rival, count: int, rounds: int) -> list[Row]:
     """As many requests as slots, over 4 adapters."""
     load = workloads.sampling(count)
+    per_adapter = "generate per adapter"
     comparison = interleave(
         [
             Variant("ours", partial(ours.sample, load, slots=count)),
-            Variant("generate per adapter", partial(rival.sample_per_adapter, load)),
-            Variant("mixed generate", partial(rival.sample_mixed, load)),
+            Variant(per_adapter, partial(rival.sample_per_adapter, load)),
         ],
         rounds=rounds,
         warm_up=False,
     )
     print_timings(f"{count} concurrent, 4 adapters", comparison, tokens=new_tokens(load))
-    per_adapter, row = "generate per adapter", partial(comparison.row, ours="ours")
+    name = f"sampling: {count} concurrent / {per_adapter}"
     return [
-        row(f"sampling: {count} concurrent / {per_adapter}", other=per_adapter, floor=3.0),
-        row(f"sampling: {count} concurrent / mixed generate", other="mixed generate"),
+        comparison.row(name, ours="ours", other=per_adapter, floor=3.0),
         comparison.share_row(
             f"limit: {count} concurrent / its products or its reading",
             ours="ours",

@@ -34,6 +34,7 @@ def compared(count: int, tokens: int, rounds: int) -> Comparison:
             Variant("peft in turn", partial(rival.forward_backward_in_turn, batches), rival.zero_grad),
         ],
         rounds=rounds,
+        warm_up=False,
     )  # fmt: skip
     print_timings(f"{count} tenants x {tokens} tokens, bf16", comparison, tokens=count * tokens)
     return comparison
@@ -61,6 +62,7 @@ def chunks(rounds: int) -> list[Row]:
     comparison = interleave(
         [Variant("ours", together, ours.zero_grad), Variant("in turn", in_turn, ours.zero_grad)],
         rounds=rounds,
+        warm_up=False,
     )
     print_timings("4 chunks of one run, bf16", comparison)
     return [comparison.row("switch: chunks of a run in one pass", ours="ours", other="in turn")]
@@ -68,7 +70,7 @@ def chunks(rounds: int) -> list[Row]:
 
 def main() -> None:
     one_thread()
-    rounds = asked_rounds(3)
+    rounds = asked_rounds(2)
     finish([*tenants(rounds), *chunks(rounds)])
 
 

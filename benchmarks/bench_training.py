@@ -113,8 +113,8 @@ def plain_weights(ours: Ours, batch: workloads.Batch) -> Callable[[], float]:
 
 def main() -> None:
     one_thread()
-    rounds = asked_rounds(3)
-    finish([*ragged(rounds), *even(rounds), *group(min(rounds, 2))])
+    rounds = asked_rounds(2)
+    finish([*ragged(rounds), *even(rounds), *group(rounds)])
 
 
 if __name__ == "__main__":

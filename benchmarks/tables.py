@@ -38,7 +38,7 @@ def _table(rows: Sequence[Recorded], kinds: Sequence[str]) -> str:
     chosen = [
         (row["name"].split(": ", 1)[1], row)
         for kind in kinds
-        for row in rows
+        for row in sorted(rows, key=_natural)
         if row["name"].startswith(f"{kind}: ")
     ]
     if not chosen:
@@ -48,8 +48,14 @@ def _table(rows: Sequence[Recorded], kinds: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _natural(row: Recorded) -> list[tuple[float, str]]:
+    """Numbers in a name by their size: 64 before 256."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", row["name"])
+    return [(float(part), "") if index % 2 else (0.0, part) for index, part in enumerate(parts)]
+
+
 def _line(name: str, row: Recorded) -> str:
-    floor, ratio = row["floor"], f"{row['ratio']:.3g}"
+    floor, ratio = row["floor"], f"{row['ratio']:.3g}" if row["ours"] else "–"
     if floor is None:
         return _cells(name, row, ratio, "")
     mark = "" if row["ratio"] >= floor else " (below)"

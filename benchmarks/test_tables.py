@@ -22,6 +22,27 @@ def test_rows_stand_in_the_order_of_the_marker_and_say_when_a_floor_is_missed():
     ]
 
 
+def test_the_points_of_a_curve_stand_by_their_size():
+    names = ["growth: rank 128", "growth: rank 8", "growth: share 0.5", "growth: share 0.125"]
+    rows = [ROWS[0] | {"name": name} for name in names]
+    lines = rendered("<!-- rows: growth -->\n<!-- end -->\n", rows, {}).splitlines()[3:-1]
+    shown = [line.split(" | ")[0] for line in lines]
+    assert shown == ["| rank 8", "| rank 128", "| share 0.125", "| share 0.5"]
+
+
+def test_a_measured_zero_has_no_ratio_to_show():
+    row = {
+        "name": "equality: a",
+        "ours": 0,
+        "other": 1e-5,
+        "unit": "nats",
+        "ratio": 1e6,
+        "floor": 1.0,
+    }
+    page = rendered("<!-- rows: equality -->\n<!-- end -->\n", [row], {})
+    assert "| a | 0 | 1e-05 | nats | – | 1 |" in page
+
+
 def test_new_rows_replace_the_old_ones():
     assert rendered(rendered(EMPTY, ROWS, {}), ROWS[:2], {}) == rendered(EMPTY, ROWS[:2], {})
 
