@@ -205,9 +205,11 @@ class Ours:
         blocked = [group._blocked for group in groups]
         for group in groups:
             group._blocked = None
-        yield
-        for group, copy in zip(groups, blocked, strict=True):
-            group._blocked = copy
+        try:
+            yield
+        finally:
+            for group, copy in zip(groups, blocked, strict=True):
+                group._blocked = copy
 
 
 def run_to_end(sampler: Sampler, requests: Sequence[values.SampleRequest]) -> list[Finished]:

@@ -55,7 +55,7 @@ def _natural(row: Recorded) -> list[tuple[float, str]]:
 
 
 def _line(name: str, row: Recorded) -> str:
-    floor, ratio = row["floor"], f"{row['ratio']:.3g}" if row["ours"] else "–"
+    floor, ratio = row["floor"], f"{row['ratio']:.3g}" if row["ours"] else "-"
     if floor is None:
         return _cells(name, row, ratio, "")
     mark = "" if row["ratio"] >= floor else " (below)"

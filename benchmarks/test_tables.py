@@ -40,7 +40,7 @@ def test_a_measured_zero_has_no_ratio_to_show():
         "floor": 1.0,
     }
     page = rendered("<!-- rows: equality -->\n<!-- end -->\n", [row], {})
-    assert "| a | 0 | 1e-05 | nats | – | 1 |" in page
+    assert "| a | 0 | 1e-05 | nats | - | 1 |" in page
 
 
 def test_new_rows_replace_the_old_ones():
