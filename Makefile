@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help up demo test test-slow lint bench bench-gpu bench-tables bench-test clean
+.PHONY: help up demo test test-slow lint bench bench-gpu bench-page bench-test clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 12
@@ -40,6 +40,7 @@ BENCH := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONWARNINGS=ignore::Future
 BENCHES = $(filter-out bench_gpu,$(basename $(notdir $(wildcard benchmarks/bench_*.py))))
 
 bench: $(STAMP)  ## Benchmarks, one thread; rows in benchmarks/results, tables in docs
+	@rm -f benchmarks/results/latest.json
 	@set -e; for bench in machine $(BENCHES); do echo "== $$bench"; $(BENCH) benchmarks.$$bench; done
 	@$(BENCH) benchmarks.tables
 
@@ -47,7 +48,7 @@ bench-gpu: $(STAMP)  ## An 8B-shaped model on a CUDA device against what the dev
 	@$(BENCH) benchmarks.bench_gpu
 	@$(BENCH) benchmarks.tables
 
-bench-tables: $(STAMP)  ## docs/performance.md from the rows of benchmarks/results
+bench-page: $(STAMP)  ## docs/performance.md from the rows of benchmarks/results
 	@$(BENCH) benchmarks.tables
 
 bench-test: $(STAMP)  ## The benchmarks' own tests: harness, both sides, tables

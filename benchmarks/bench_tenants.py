@@ -16,6 +16,7 @@ from benchmarks.harness import (
     one_thread,
     print_timings,
 )
+from benchmarks.machine import SMOLLM2, gemm_flops
 from benchmarks.peft_side import Rival
 from tests.models import prepared_smollm2
 
@@ -42,7 +43,16 @@ def compared(count: int, tokens: int, rounds: int) -> Comparison:
 
 def tenants(rounds: int) -> list[Row]:
     some, many = compared(8, 128, rounds), compared(16, 16, rounds)
+    peak = gemm_flops(BF16)
     return [
+        *(
+            one.share_row(
+                f"limit: {name} tenants / their matrix products",
+                ours="ours",
+                limit_seconds=SMOLLM2.training_flops(tokens, tokens) / peak,
+            )
+            for one, name, tokens in ((some, "8 x 128", 1024), (many, "16 x 16", 256))
+        ),
         some.row("tenants: 8 x 128 / peft in turn", ours="ours", other="peft in turn", floor=2.5),
         some.row("tenants: 8 x 128 / our own in turn", ours="ours", other="ours in turn", floor=1.8),
         many.row("tenants: 16 x 16 / peft in turn", ours="ours", other="peft in turn"),

@@ -89,7 +89,7 @@ def main() -> None:
     made = rendered(page, rows, recorded(RESULTS / "machine.json"))
     if "--check" in sys.argv[1:]:
         sys.exit(
-            made != page and "docs/performance.md is not what the results say: make bench-tables"
+            made != page and "docs/performance.md is not what the results say: make bench-page"
         )
     PAGE.write_text(made)
 
