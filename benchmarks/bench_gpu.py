@@ -269,7 +269,7 @@ def _repeated_seconds(work: Callable[[], object], device: torch.device, times: i
 def gpu_facts() -> dict[str, object]:
     asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     answer = subprocess.run(asked, capture_output=True, text=True, check=True)
-    return facts() | {"gpu and driver": answer.stdout.strip(), "cuda": torch.version.cuda}
+    return facts() | {"gpu_and_driver": answer.stdout.strip(), "cuda": torch.version.cuda}
 
 
 def main() -> None:

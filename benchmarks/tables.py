@@ -4,7 +4,7 @@
     <!-- end -->
 
 holds a table of the rows whose names begin with `training:` or `limit:`, in the order in which they
-are asked for; `<!-- machine -->` holds what they were measured on. `--check` says whether the page
+are asked for; `<!-- machine -->` and `<!-- gpu machine -->` hold what they were measured on. `--check` says whether the page
 is what the results make of it.
 """
 
@@ -12,24 +12,48 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from benchmarks.harness import LATEST, RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-GPU_ROWS = RESULTS / "gpu.json"
-MARKED = re.compile(r"(<!-- (rows: (?P<kinds>[^>]+?)|machine) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(?P<begin><!-- (rows: (?P<kinds>[^>]+?)|(?P<machine>(gpu )?machine)) -->\n)"
+    r".*?(?P<end><!-- end -->)",
+    re.DOTALL,
+)
 Recorded = Mapping[str, Any]
 
 
-def rendered(page: str, rows: Sequence[Recorded], machine: Recorded) -> str:
+@dataclass(frozen=True)
+class Results:
+    rows: Sequence[Recorded]
+    machines: Mapping[str, Recorded]
+    """`machine` and `gpu machine`; empty where nothing was measured."""
+
+    @classmethod
+    def read(cls) -> Self:
+        rows = [row for path in (LATEST, RESULTS / "gpu.json") for row in _read(path, [])]
+        return cls(
+            rows,
+            {
+                "machine": _read(RESULTS / "machine.json", {}),
+                "gpu machine": _read(RESULTS / "gpu_machine.json", {}),
+            },
+        )
+
+
+def rendered(page: str, results: Results) -> str:
     """The page with every marked part made anew."""
 
     def fill(found: re.Match[str]) -> str:
-        kinds = found["kinds"]
-        inside = _machine(machine) if kinds is None else _table(rows, kinds.split(", "))
-        return f"{found[1]}{inside}{found[4]}"
+        if found["kinds"]:
+            inside = _table(results.rows, found["kinds"].split(", "))
+        else:
+            inside = _machine(results.machines[found["machine"]])
+        return f"{found['begin']}{inside}{found['end']}"
 
     return MARKED.sub(fill, page)
 
@@ -79,14 +103,13 @@ def _told(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def recorded(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else {}
+def _read(path: Path, otherwise: Any) -> Any:
+    return json.loads(path.read_text()) if path.exists() else otherwise
 
 
 def main() -> None:
     page = PAGE.read_text()
-    rows = [*(recorded(LATEST) or []), *(recorded(GPU_ROWS) or [])]
-    made = rendered(page, rows, recorded(RESULTS / "machine.json"))
+    made = rendered(page, Results.read())
     if "--check" in sys.argv[1:]:
         sys.exit(
             made != page and "docs/performance.md is not what the results say: make bench-page"

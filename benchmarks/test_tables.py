@@ -1,18 +1,22 @@
 """The page holds what the results say, and nothing that was typed."""
 
-from benchmarks.harness import LATEST, RESULTS
-from benchmarks.tables import GPU_ROWS, PAGE, recorded, rendered
+from benchmarks.tables import PAGE, Results, rendered
 
 ROWS = [
     {"name": "training: a", "ours": 1, "other": 3.5, "unit": "ms", "ratio": 3.5, "floor": 3.0},
     {"name": "training: b", "ours": 2, "other": 3, "unit": "ms", "ratio": 1.5, "floor": 2.0},
     {"name": "limit: c", "ours": 2, "other": 1, "unit": "ms", "ratio": 0.5, "floor": None},
 ]
+NO_MACHINES: dict[str, dict[str, object]] = {"machine": {}, "gpu machine": {}}
 EMPTY = "before\n<!-- rows: limit, training -->\n<!-- end -->\nafter\n"
 
 
+def filled(page: str, rows: list[dict[str, object]]) -> str:
+    return rendered(page, Results(rows, NO_MACHINES))
+
+
 def test_rows_stand_in_the_order_of_the_marker_and_say_when_a_floor_is_missed():
-    lines = rendered(EMPTY, ROWS, {}).splitlines()
+    lines = filled(EMPTY, ROWS).splitlines()
     assert lines[0] == "before"
     assert lines[-1] == "after"
     assert lines[4:7] == [
@@ -25,7 +29,7 @@ def test_rows_stand_in_the_order_of_the_marker_and_say_when_a_floor_is_missed():
 def test_the_points_of_a_curve_stand_by_their_size():
     names = ["growth: rank 128", "growth: rank 8", "growth: share 0.5", "growth: share 0.125"]
     rows = [ROWS[0] | {"name": name} for name in names]
-    lines = rendered("<!-- rows: growth -->\n<!-- end -->\n", rows, {}).splitlines()[3:-1]
+    lines = filled("<!-- rows: growth -->\n<!-- end -->\n", rows).splitlines()[3:-1]
     shown = [line.split(" | ")[0] for line in lines]
     assert shown == ["| rank 8", "| rank 128", "| share 0.125", "| share 0.5"]
 
@@ -39,26 +43,33 @@ def test_a_measured_zero_has_no_ratio_to_show():
         "ratio": 1e6,
         "floor": 1.0,
     }
-    page = rendered("<!-- rows: equality -->\n<!-- end -->\n", [row], {})
+    page = filled("<!-- rows: equality -->\n<!-- end -->\n", [row])
     assert "| a | 0 | 1e-05 | nats | - | 1 |" in page
 
 
 def test_new_rows_replace_the_old_ones():
-    assert rendered(rendered(EMPTY, ROWS, {}), ROWS[:2], {}) == rendered(EMPTY, ROWS[:2], {})
+    assert filled(filled(EMPTY, ROWS), ROWS[:2]) == filled(EMPTY, ROWS[:2])
 
 
 def test_without_rows_or_a_machine_the_page_says_that_nothing_was_measured():
     page = "<!-- machine -->\n<!-- end -->\n" + EMPTY
-    assert rendered(page, [], {}).count("not measured yet") == 2
+    assert filled(page, []).count("not measured yet") == 2
+
+
+def test_each_machine_has_its_own_place():
+    page = "<!-- gpu machine -->\n<!-- end -->\n<!-- machine -->\n<!-- end -->\n"
+    machines = {"machine": {"cores": 2}, "gpu machine": {"gpu_and_driver": "H200, 570"}}
+    lines = rendered(page, Results([], machines)).splitlines()
+    assert lines[1] == "- gpu and driver: H200, 570"
+    assert lines[4] == "- cores: 2"
 
 
 def test_the_page_is_what_the_results_make_of_it():
     page = PAGE.read_text()
-    rows = [*(recorded(LATEST) or []), *(recorded(GPU_ROWS) or [])]
-    assert rendered(page, rows, recorded(RESULTS / "machine.json")) == page
+    assert rendered(page, Results.read()) == page
 
 
 def test_every_row_has_its_place_in_the_page():
     page = PAGE.read_text()
-    for row in [*(recorded(LATEST) or []), *(recorded(GPU_ROWS) or [])]:
+    for row in Results.read().rows:
         assert f"| {row['name'].split(': ', 1)[1]} |" in page, row["name"]
