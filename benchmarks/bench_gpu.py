@@ -107,7 +107,9 @@ class Bench:
 
     def rows(self) -> list[Row]:
         peak, bandwidth = gemm_flops(self.device), read_bytes(self.device)
-        print(f"measured: {peak / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s", flush=True)
+        print(
+            f"The device gives {peak / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s", flush=True
+        )
         made = [self.training(tokens, peak) for tokens in self.plan.batch_tokens]
         if self.device.type == "cuda":
             made.append(self.adapters_per_device())

@@ -9,7 +9,7 @@ import torch
 from tinsmith_worker.engine.sampler import Sampler
 
 from benchmarks import workloads
-from benchmarks.engine_side import Ours, run_to_end
+from benchmarks.engine_side import Ours, run_to_end, torchs_ops, under
 from benchmarks.harness import (
     Row,
     Variant,
@@ -97,6 +97,18 @@ def many_samples(ours: Ours, rival: Rival, rounds: int) -> list[Row]:
     ]
 
 
+def compiled(ours: Ours, rounds: int) -> list[Row]:
+    work = partial(ours.sample, workloads.sampling(8), slots=8)
+    comparison = interleave(
+        [Variant("ours", work), Variant("torch's ops", under(torchs_ops, work))],
+        rounds=rounds,
+        warm_up=False,
+    )
+    print_timings("8 concurrent, compiled steps", comparison)
+    name = "switch: element-wise steps compiled, 8 concurrent"
+    return [comparison.row(name, ours="ours", other="torch's ops")]
+
+
 def teacher(ours: Ours, rounds: int) -> list[Row]:
     prompts = workloads.teacher_prompts()
     comparison = interleave(
@@ -152,7 +164,7 @@ def main() -> None:
     rival = Rival(FOLDER, BF16, 4, adapters_in_base_dtype=True)
     rows = [row for count in (8, 32) for row in concurrent(ours, rival, count, rounds)]
     rows += queue(ours, rival, rounds) + many_samples(ours, rival, rounds)
-    finish([*rows, *teacher(ours, rounds), *second_turn(ours, rounds)])
+    finish([*rows, *compiled(ours, rounds), *teacher(ours, rounds), *second_turn(ours, rounds)])
 
 
 if __name__ == "__main__":

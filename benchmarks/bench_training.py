@@ -2,13 +2,12 @@
 off, and against the matrix products that nobody can do without.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from benchmarks import workloads
-from benchmarks.engine_side import Ours
+from benchmarks.engine_side import Ours, torchs_ops, under
 from benchmarks.harness import (
     Row,
     Variant,
@@ -29,11 +28,13 @@ BF16, FP32 = torch.bfloat16, torch.float32
 def ragged(rounds: int) -> list[Row]:
     """8 sequences of 32 to 256 tokens, a third of them weighted, in bf16."""
     batch, ours = workloads.ragged_sft(), Ours(FOLDER, BF16)
+    own = partial(ours.forward_backward, batch)
     rival, lean = Rival(FOLDER, BF16), Rival(FOLDER, BF16, adapters_in_base_dtype=True)
     comparison = interleave(
         [
-            Variant("ours", partial(ours.forward_backward, batch), ours.zero_grad),
-            Variant("plain weights", plain_weights(ours, batch), ours.zero_grad),
+            Variant("ours", own, ours.zero_grad),
+            Variant("plain weights", under(ours.plain_weights, own), ours.zero_grad),
+            Variant("torch's ops", under(torchs_ops, own), ours.zero_grad),
             Variant("peft padded", partial(rival.forward_backward, batch), rival.zero_grad),
             Variant("peft at best", partial(lean.forward_backward_at_best, batch), lean.zero_grad),
         ],
@@ -47,6 +48,7 @@ def ragged(rounds: int) -> list[Row]:
         row("training: ragged bf16 / peft padded", other="peft padded", floor=3.0),
         row("training: ragged bf16 / peft at best", other="peft at best", floor=2.1),
         row("switch: weights in oneDNN's layout, ragged bf16", other="plain weights"),
+        row("switch: element-wise steps compiled, ragged bf16", other="torch's ops"),
         comparison.share_row(
             "limit: ragged bf16 / its matrix products", ours="ours", limit_seconds=limit
         ),
@@ -101,14 +103,6 @@ def group(rounds: int) -> list[Row]:
             "limit: RL group bf16 / its matrix products", ours="ours", limit_seconds=limit
         ),
     ]
-
-
-def plain_weights(ours: Ours, batch: workloads.Batch) -> Callable[[], float]:
-    def run() -> float:
-        with ours.plain_weights():
-            return ours.forward_backward(batch)
-
-    return run
 
 
 def main() -> None:

@@ -5,12 +5,13 @@ an argument here, and named for what is off. Adapters are on the same seven line
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
-from tinsmith_worker.engine import values
+from tinsmith_worker.engine import kernels, values
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel, load
 from tinsmith_worker.engine.kv_pool import KVCache, KVPool
@@ -210,6 +211,25 @@ class Ours:
         finally:
             for group, copy in zip(groups, blocked, strict=True):
                 group._blocked = copy
+
+
+@contextmanager
+def torchs_ops() -> Iterator[None]:
+    """Without compiled kernels, as on a machine that has no compiler."""
+    with patch.object(kernels, "_library", return_value=None):
+        yield
+
+
+def under(
+    switch: Callable[[], AbstractContextManager[None]], work: Callable[[], object]
+) -> Callable[[], object]:
+    """The work with something off."""
+
+    def run() -> object:
+        with switch():
+            return work()
+
+    return run
 
 
 def run_to_end(sampler: Sampler, requests: Sequence[values.SampleRequest]) -> list[Finished]:

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tinsmith_worker.engine import kernels
 from torch.testing import assert_close
 
-from benchmarks.engine_side import Ours
+from benchmarks.engine_side import Ours, torchs_ops
 from benchmarks.peft_side import Rival
 from benchmarks.workloads import Batch, Datum, SampleRequest, chunks
 
@@ -65,7 +66,11 @@ def test_what_a_switch_turns_off_changes_no_gradient(ours: Ours):
     [plain] = gathered(ours)
     ours.forward_backward_chunks(chunks(group(), 2))
     [chunked] = gathered(ours)
-    for other in (unshared, plain, chunked):
+    with torchs_ops():
+        assert kernels.kernels_for(expected) is None
+        ours.forward_backward(group())
+    [uncompiled] = gathered(ours)
+    for other in (unshared, plain, chunked, uncompiled):
         assert_close(other, expected, rtol=1e-4, atol=1e-6)
 
 
