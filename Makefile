@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help up demo test test-slow lint bench bench-test clean
+.PHONY: help up demo test test-slow lint bench bench-gpu bench-page bench-test clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 12
@@ -36,12 +36,22 @@ test: lint  ## Lint, then every test that needs no GPU
 test-slow: $(STAMP)  ## What takes minutes: Gemma 3 270M (https://ai.google.dev/gemma/terms)
 	$(BIN)/pytest -q -m slow
 
-bench: $(STAMP)  ## Benchmarks, one thread; rows in benchmarks/results/latest.json
-	@set -e; for bench in machine $$(cd benchmarks && ls bench_*.py | sed 's/\.py$$//'); do \
-	  echo "== $$bench"; OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONWARNINGS=ignore::FutureWarning \
-	  $(BIN)/python -m benchmarks.$$bench; done
+BENCH := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONWARNINGS=ignore::FutureWarning $(BIN)/python -m
+BENCHES = $(filter-out bench_gpu,$(basename $(notdir $(wildcard benchmarks/bench_*.py))))
 
-bench-test: $(STAMP)  ## The benchmarks' own tests: the harness, and the rival at its work
+bench: $(STAMP)  ## Benchmarks, one thread; rows in benchmarks/results, tables in docs
+	@rm -f benchmarks/results/latest.json
+	@set -e; for bench in machine $(BENCHES); do echo "== $$bench"; $(BENCH) benchmarks.$$bench; done
+	@$(BENCH) benchmarks.tables
+
+bench-gpu: $(STAMP)  ## An 8B-shaped model on a CUDA device against what the device can do
+	@$(BENCH) benchmarks.bench_gpu
+	@$(BENCH) benchmarks.tables
+
+bench-page: $(STAMP)  ## docs/performance.md from the rows of benchmarks/results
+	@$(BENCH) benchmarks.tables
+
+bench-test: $(STAMP)  ## The benchmarks' own tests: harness, both sides, tables
 	$(BIN)/pytest -q benchmarks
 
 clean:  ## Remove the environment and every cache

@@ -14,6 +14,7 @@ seconds on one thread. The harness has never heard of engines, models or tokens.
     record([comparison.row("ragged bf16 / peft padded", ours="ours", other="peft padded", floor=3.0)])
 """
 
+import argparse
 import gc
 import json
 import time
@@ -70,6 +71,11 @@ class Comparison:
             floor=floor,
         )
 
+    def share_row(self, name: str, *, ours: str, limit_seconds: float) -> "Row":
+        """Against what the hardware needs at least; the ratio is the share of its limit reached."""
+        seconds = self.cpu_seconds(ours)
+        return Row(name, seconds * 1e3, limit_seconds * 1e3, "CPU ms", limit_seconds / seconds)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -86,10 +92,22 @@ class Row:
     def holds(self) -> bool:
         return self.floor is None or self.ratio >= self.floor
 
+    @classmethod
+    def at_most(cls, name: str, measured: float, limit: float, unit: str) -> "Row":
+        """A number with a largest allowed value. A measured 0 counts as a millionth of it."""
+        return cls(name, measured, limit, unit, limit / max(measured, limit * 1e-6), floor=1.0)
+
 
 def one_thread() -> None:
     """Every benchmark's first line: with more, one stalled thread is everybody's stall."""
     torch.set_num_threads(1)
+
+
+def asked_rounds(default: int) -> int:
+    """`--rounds N` of the command line: fewer for a look, more for figures to keep."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=default)
+    return max(1, int(parser.parse_args().rounds))
 
 
 def interleave(variants: Sequence[Variant], *, rounds: int = 3, warm_up: bool = True) -> Comparison:
@@ -138,6 +156,12 @@ def print_rows(rows: Iterable[Row]) -> None:
             f"{row.name:<52} {row.ours:>10.4g} {row.other:>10.4g}  {row.unit:<12}"
             f" {row.ratio:>6.2f} {floor:>6}{verdict}"
         )
+
+
+def finish(rows: Sequence[Row]) -> None:
+    """A benchmark's last line."""
+    print_rows(rows)
+    record(rows)
 
 
 def record(rows: Iterable[Row], path: Path = LATEST) -> None:

@@ -37,7 +37,8 @@ SUBMITS_PER_SECOND, SUBMIT_SECONDS, RUNS = 300, 20, 8
 # samples
 
 
-def measure_samples(service: Service) -> None:
+def measure_samples(service: Service) -> list[float]:
+    """Added seconds of each of the many samples held by the SDK."""
     client = tinker.ServiceClient(base_url=service.url, api_key=service.api_key)
     sampler = client.create_sampling_client(base_model=BASE_MODEL).result()
     asyncio.run(sdk_samples(sampler, FEW, FEW))  # first connections and imports
@@ -45,7 +46,14 @@ def measure_samples(service: Service) -> None:
         held |= asyncio.run(sdk_samples(sampler, FEW, FEW * ROUNDS))
     with report(service, f"SDK, {MANY} held", MANY) as held:
         held |= asyncio.run(all_at_once(service, sdk_samples(sampler, MANY, MANY)))
+    added = added_seconds(service, held)
     asyncio.run(plain_samples(service))
+    return added
+
+
+def added_seconds(service: Service, held: dict[str, float]) -> list[float]:
+    done = service.done_at()
+    return [at - done[request_id] for request_id, at in held.items()]
 
 
 @contextmanager
@@ -53,10 +61,8 @@ def report(service: Service, what: str, count: int) -> Iterator[dict[str, float]
     """Prints the added latency of requests, given the moments at which their clients held them."""
     spent, held = Spent(service), dict[str, float]()
     yield held
-    done = service.done_at()
     assert len(held) == count
-    added = [at - done[request_id] for request_id, at in held.items()]
-    print(f"{what:19} {quantiles(added)}   ({spent})", flush=True)
+    print(f"{what:19} {quantiles(added_seconds(service, held))}   ({spent})", flush=True)
 
 
 async def all_at_once(
@@ -217,7 +223,7 @@ def main() -> None:
         print(f"== {name} {settings or ''}", flush=True)
         with (
             tempfile.TemporaryDirectory() as folder,
-            running_service(Path(folder), **settings) as service,
+            running_service(Path(folder), None, **settings) as service,
         ):
             measure(service)
 

@@ -1,4 +1,5 @@
-"""The real service for the HTTP benchmarks: Valkey, one API process, one worker with a tiny model.
+"""The real service for the HTTP benchmarks: Valkey, one API process, one worker, with a tiny model
+where no other is asked for.
 
 The API process has the first core to itself; everything else, the measuring client too, shares the
 others. So what is measured of the API process is what one core gives.
@@ -76,10 +77,13 @@ class Service:
 
 
 @contextmanager
-def running_service(data_dir: Path, **settings: str) -> Iterator[Service]:
+def running_service(
+    data_dir: Path, model_folder: Path | None = None, **settings: str
+) -> Iterator[Service]:
+    """With the tiny model where no other is named; either is served as BASE_MODEL."""
     os.sched_setaffinity(0, OTHER_CORES)
     host, port = "127.0.0.1", _free_port()
-    model_folder = save_tiny(data_dir / "tiny", 0)
+    model_folder = model_folder or save_tiny(data_dir / "tiny", 0)
     valkey, redis_url = start_valkey(data_dir, data_dir / "valkey.log")
     environment = os.environ | {
         "TINSMITH_DATA_DIR": str(data_dir),

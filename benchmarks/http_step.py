@@ -1,20 +1,23 @@
 """A training step through the official SDK against the same step by the worker's engine alone.
 
-The model is so small that the difference is what queue and wire cost. `client` is the CPU time of this
-process, which is the SDK's.
+With a tiny model the difference is what queue and wire cost. `client` is the CPU time of this process,
+which is the SDK's.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import tinker
 import torch
 from tinker import types
 from tinsmith_worker.engine.adapter import Adapter
-from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.training import AdamParams, RunState, Work, forward_backward, optim_step
+from tinsmith_worker.engine.base_model import load
+from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_step
+from tinsmith_worker.engine.training import Work, forward_backward
 from tinsmith_worker.engine.values import Datum
+from tinsmith_worker.settings import Settings
 
 from benchmarks.http_service import Service
 from tests.contract.conftest import BASE_MODEL
@@ -22,10 +25,21 @@ from tests.contract.conftest import BASE_MODEL
 DATUMS, DATUM_TOKENS, STEPS = 32, 128, 30
 
 
-def measure_step(service: Service) -> None:
+@dataclass(frozen=True)
+class StepTimes:
+    """Medians, in wall milliseconds."""
+
+    through_http: float
+    engine_alone: float
+
+
+def measure_step(
+    service: Service, *, steps: int = STEPS, warm_up: int = 3, dtype: torch.dtype = torch.float32
+) -> StepTimes:
+    """`dtype` is the one that the service was started with."""
     client = tinker.ServiceClient(base_url=service.url, api_key=service.api_key)
     run = client.create_lora_training_client(BASE_MODEL, rank=8).result()
-    engine_alone = engine_step(service)
+    engine_alone = engine_step(service, dtype)
     data = [sdk_datum(index) for index in range(DATUMS)]
 
     def through_http() -> None:
@@ -34,10 +48,10 @@ def measure_step(service: Service) -> None:
         gradient.result()
         step.result()
 
-    for work in (through_http, engine_alone) * 3:
+    for work in (through_http, engine_alone) * warm_up:
         work()
     rows = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         cpu = service.cpu_seconds()
         http = seconds_of(through_http)
         spent = {name: after - cpu[name] for name, after in service.cpu_seconds().items()}
@@ -46,10 +60,11 @@ def measure_step(service: Service) -> None:
     overhead = np.percentile([http - engine for http, engine, _ in rows], [25, 50, 75]) * 1000
     cpu_ms = {name: np.mean([row[2][name] for row in rows]) * 1000 for name in rows[0][2]}
     print(
-        f"{STEPS} steps of {DATUMS * DATUM_TOKENS} tokens: through HTTP {whole:.1f} ms, engine alone "
+        f"{steps} steps of {DATUMS * DATUM_TOKENS} tokens: through HTTP {whole:.1f} ms, engine alone "
         f"{alone:.1f} ms; overhead of a step, quartiles: {overhead.round(1)} ms; CPU ms of a step: "
         + ", ".join(f"{name} {cpu_ms[name]:.1f}" for name in sorted(cpu_ms))
     )
+    return StepTimes(through_http=float(whole), engine_alone=float(alone))
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -70,10 +85,10 @@ def sdk_datum(index: int) -> types.Datum:
     )
 
 
-def engine_step(service: Service) -> Callable[[], None]:
+def engine_step(service: Service, dtype: torch.dtype) -> Callable[[], None]:
     """The same step by the worker's own engine, without a queue or a wire."""
     torch.set_num_threads(1)
-    model = BaseModel.load(str(service.model_folder), name=BASE_MODEL)
+    model = load(str(service.model_folder), name=BASE_MODEL, dtype=dtype)
     run = RunState(Adapter.create(model, rank=8, seed=1))
     data = []
     for index in range(DATUMS):
@@ -84,7 +99,7 @@ def engine_step(service: Service) -> Callable[[], None]:
     adam = AdamParams(learning_rate=1e-4)
 
     def step() -> None:
-        forward_backward(model, [work], max_pass_tokens=2048)
+        forward_backward(model, [work], max_pass_tokens=Settings.max_pass_tokens)
         optim_step(run, adam)
 
     return step

@@ -6,27 +6,14 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.peft_side import Completion, Rival
 from benchmarks.workloads import Batch, Datum, SampleRequest
 
 
 @pytest.fixture(scope="module")
-def rival(tmp_path_factory: pytest.TempPathFactory) -> Rival:
-    folder: Path = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=99,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return Rival(folder, torch.float32, num_adapters=2, rank=4)
+def rival(tiny_folder: Path) -> Rival:
+    return Rival(tiny_folder, torch.float32, num_adapters=2, rank=4)
 
 
 def ragged() -> Batch:

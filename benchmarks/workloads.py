@@ -4,7 +4,7 @@ Token ids are drawn at random; what a pass costs does not depend on what the tok
 are numpy arrays, as they come off the wire. Nothing here knows who runs it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +107,38 @@ def many_samples(seed: int = 0, *, prompt: int = 128, new_tokens: int = 8) -> Sa
     """16 samples of one prompt, short beside it."""
     random = np.random.default_rng(seed)
     return SampleRequest(_draw(random, prompt), new_tokens, adapter=0, seed=seed, num_samples=16)
+
+
+def teacher_prompts(count: int = 64, seed: int = 0) -> tuple[TokenIds, ...]:
+    """Completions of 16 to 64 tokens that a teacher scores, as on-policy distillation sends them."""
+    random = np.random.default_rng(seed)
+    return tuple(_draw(random, int(random.integers(16, 65))) for _ in range(count))
+
+
+def conversations(
+    count: int = 4, *, prompt: int = 256, new_tokens: int = 8, seed: int = 0
+) -> tuple[SampleRequest, ...]:
+    """Long first turns with short answers."""
+    random = np.random.default_rng(seed)
+    return tuple(
+        SampleRequest(_draw(random, prompt), new_tokens, adapter=0, seed=index)
+        for index in range(count)
+    )
+
+
+def next_turn(request: SampleRequest, answer: list[int], *, tokens: int = 16) -> SampleRequest:
+    """The conversation so far and `tokens` more of its user's."""
+    more = _draw(np.random.default_rng(request.seed), tokens)
+    prompt = np.concatenate([request.prompt, np.array(answer, np.int32), more])
+    return replace(request, prompt=prompt)
+
+
+def chunks(batch: Batch, count: int) -> tuple[Batch, ...]:
+    """The batch as `count` requests, as the SDK cuts a large one."""
+    size = -(-len(batch.data) // count)
+    return tuple(
+        Batch(batch.data[start : start + size]) for start in range(0, len(batch.data), size)
+    )
 
 
 def new_tokens(requests: tuple[SampleRequest, ...]) -> int:

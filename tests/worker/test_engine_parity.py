@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from tinsmith_worker import checkpoint_files
+from tinsmith_worker.engine import kernels
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.base_model import load as load_model
@@ -103,8 +104,15 @@ def shaken(model: BaseModel, seed: int = 1, rank: int = 4) -> RunState:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_five_steps_are_those_of_peft_and_torch(family: str, tmp_path: Path) -> None:
-    model, folder = load(family, tmp_path)
+@pytest.mark.parametrize("how", ["compiled", "torch", "generic"])
+def test_five_steps_are_those_of_peft_and_torch(
+    family: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "torch":
+        monkeypatch.setattr(kernels, "_library", lambda: None)
+    folder = tiny_models.save(family, tmp_path / family)
+    model = load_model(str(folder), name=family, fused=how != "generic")
+    assert model.engine == ("generic" if how == "generic" else "fused")
     run = shaken(model)
     twin = peft_twin(folder, run, tmp_path / "peft", family)
     named = {n.replace(".default", ""): p for n, p in twin.named_parameters() if p.requires_grad}

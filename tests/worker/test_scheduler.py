@@ -90,3 +90,14 @@ def test_a_run_that_moved_away_leaves_nothing_but_what_is_in_work() -> None:
     made.finished(begun)
     assert not made.busy_with("a")
     assert made.next_alone() == []
+
+
+def test_what_waits_for_its_turn_only_is_told_from_what_waits_for_work() -> None:
+    made = scheduler(job("a/1"), step("a/2"))
+    assert made.can_begin
+    [gradient] = made.next_passes()
+    assert not made.can_begin
+    made.finished(gradient)
+    assert made.can_begin  # the step: the loop must not wait for a bell before it
+    made.finished(*made.next_alone())
+    assert not made.can_begin

@@ -138,8 +138,10 @@ class Worker:
 
     @property
     def _computing(self) -> bool:
-        return any(one.busy for one in self._trainers.values()) or any(
-            desk.ready for desk in self._desks.values()
+        return (
+            self._scheduler.can_begin
+            or any(one.busy for one in self._trainers.values())
+            or any(desk.ready for desk in self._desks.values())
         )
 
     def _take(self) -> None:

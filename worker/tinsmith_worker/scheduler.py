@@ -45,6 +45,13 @@ class Scheduler:
     def busy_with(self, run_id: str) -> bool:
         return run_id in self.lines
 
+    @property
+    def can_begin(self) -> bool:
+        """Whether anything waits for nothing but its turn."""
+        return any(
+            line.jobs and (not line.in_work or self._joins(line)) for line in self.lines.values()
+        )
+
     def next_alone(self) -> list[Job]:
         """The head of every run whose turn it is and that needs no pass; each is then in work."""
         ready = [

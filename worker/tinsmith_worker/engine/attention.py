@@ -53,7 +53,8 @@ class Bucket:
         """0 where a query may look and -inf where it may not, [B or 1, 1, T, 1, S]."""
         name = (queries.start, keys.stop, window)
         if name not in self.biases:
-            query = self.query_positions[:, queries]
+            # A padded query may stand beyond the last key; it must still see one, or be nan.
+            query = self.query_positions[:, queries].clamp(max=self.key_count - 1)
             if self.first == self.last:
                 query = query[:1]
             key = torch.arange(keys.start, keys.stop, device=query.device)

@@ -87,7 +87,8 @@ class _RMSNorm(torch.autograd.Function):
             return None, None, None
         grad_x = torch.empty_like(summed)
         if kernels := kernels_for(summed):
-            arguments = (summed, grad.contiguous(), grad_sum, norm.weight, scales, grad_x)
+            past = None if grad_sum is None else grad_sum.contiguous()
+            arguments = (summed, grad.contiguous(), past, norm.weight, scales, grad_x)
             kernels.call("rms_backward", summed.dtype, *arguments, scales.numel(), summed.shape[-1])
         else:
             normed = summed.float() * scales[..., None]
