@@ -6,7 +6,8 @@ import torch
 from tinsmith_worker.engine import kernels
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel, load
-from tinsmith_worker.engine.optimizer import RunState
+from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_step
+from tinsmith_worker.engine.packed import Pass
 from tinsmith_worker.engine.training import Outcome, Trainer, Work, forward_backward
 from tinsmith_worker.engine.values import Datum
 from torch import Tensor
@@ -230,6 +231,52 @@ def test_a_run_is_abandoned_in_the_middle_of_its_request(model: BaseModel, passe
     learn(model, expected, data, 40)
     assert torch.equal(gradient(stays), gradient(expected))
     assert not trainer.busy
+
+
+def test_one_that_only_looks_does_not_keep_its_company_from_learning(model: BaseModel) -> None:
+    data = [datum(some(1, 20), None)]
+    run, expected = run_of(model), run_of(model)
+    looks = Work(
+        run=run_of(model, 2),
+        data=data,
+        loss_fn="cross_entropy",
+        loss_fn_config={},
+        forward_only=True,
+    )
+    forward_backward(model, [looks, work(run, data)], max_pass_tokens=4096)
+    learn(model, expected, data)
+    assert torch.equal(gradient(run), gradient(expected))
+    assert not looks.run.has_gradient
+
+
+def test_what_was_learnt_before_memory_ran_out_is_not_learnt_twice(
+    model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = [datum(some(seed, 35), None) for seed in range(3)]
+    run, expected = run_of(model), run_of(model)
+    learn(model, expected, data, 40)
+    real, calls = model.hidden, []
+
+    def short_of_memory(current: Pass) -> Tensor:
+        calls.append(current)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+        return real(current)
+
+    monkeypatch.setattr(model, "hidden", short_of_memory)
+    learn(model, run, data, 40)
+    assert len(calls) == 6
+    assert torch.equal(gradient(run), gradient(expected))
+
+
+def test_a_norm_below_the_limit_is_not_scaled_up(model: BaseModel) -> None:
+    rows = []
+    for largest in (0.0, 1e6):
+        run = run_of(model)
+        learn(model, run, [datum(some(1, 20), None)])
+        optim_step(run, AdamParams(learning_rate=1e-2, eps=1.0, grad_clip_norm=largest))
+        rows.append(run.adapter.row)
+    assert torch.equal(rows[0], rows[1])
 
 
 @pytest.mark.parametrize("family", ["gemma3", "llama"])

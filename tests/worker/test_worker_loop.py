@@ -577,7 +577,12 @@ def test_a_snapshot_waits_for_the_saves_before_it(house: House) -> None:
 
 def test_a_snapshot_waits_for_the_step_that_uses_the_gradient(house: House) -> None:
     worker = house.worker(snapshot_log_bytes=1)
-    house.create("r", "twin")
+    house.create("r")
+    house.until(worker, "r:0")
+    for _ in range(500):  # the creation's own snapshot
+        if not house.log("r"):
+            break
+        worker.turn()
     house.until(worker, house.learn("r", 1, 30))
     worker._saver.close()
     worker._runs.settle_snapshots()

@@ -224,7 +224,8 @@ class Sampler:
         if missing > 0 and self._prefixes.num_reclaimable < missing:
             return False
         while self._pool.blocks_left < blocks:
-            self._prefixes.forget_least_used()
+            if not self._prefixes.forget_least_used():
+                return False
         return True
 
     def _make_room(self) -> None:
