@@ -5,6 +5,7 @@ import pytest
 import torch
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel, load
+from tinsmith_worker.engine.budget import measure
 from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_step, optim_steps
 from tinsmith_worker.engine.training import Trainer, Work, forward_backward
 from tinsmith_worker.engine.values import Datum
@@ -219,11 +220,44 @@ def test_only_the_datum_that_cannot_fit_fails_and_says_how_long_it_is(
 @pytest.mark.parametrize(
     "switches", [{"train_attn": False}, {"train_attn": False, "train_mlp": False}]
 )
-def test_checkpointing_changes_nothing(model: BaseModel, switches: dict[str, bool]) -> None:
+def test_checkpointing_changes_nothing(
+    model: BaseModel, switches: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = []
     for limit in (4096, 8):  # every datum is longer than 8 tokens, and so is checkpointed
         run = run_of(model, 1, **switches)
-        forward_backward(model, [work(run, GROUP)], max_pass_tokens=limit, share_prompts=False)
+        monkeypatch.setattr(model, "memory_tokens", limit)
+        forward_backward(model, [work(run, GROUP)], max_pass_tokens=4096, share_prompts=False)
         rows.append(run.gradient)
     assert rows[0] is not None
     torch.testing.assert_close(rows[1], rows[0], atol=1e-5 * float(rows[0].abs().max()), rtol=1e-4)
+
+
+def test_the_divergence_from_the_sampler_is_told_with_the_loss(model: BaseModel) -> None:
+    run = run_of(model)
+    [outcome] = forward_backward(model, [work(run, GROUP, forward_only=True)], max_pass_tokens=512)
+    k3 = []
+    for one, logprobs in zip(GROUP, outcome.logprobs, strict=True):
+        log_ratio = logprobs - one.inputs["logprobs"]
+        k3.append((np.exp(log_ratio) - 1 - log_ratio)[one.inputs["advantages"] != 0])
+    expected = float(np.concatenate(k3).mean())
+    assert outcome.metrics["sampler_kl:mean"] == pytest.approx(expected, rel=1e-5)
+    [plain] = forward_backward(
+        model, [work(run, [cross_entropy_datum()], "cross_entropy")], max_pass_tokens=512
+    )
+    assert "sampler_kl:mean" not in plain.metrics
+
+
+def cross_entropy_datum() -> Datum:
+    inputs = {"target_tokens": np.array([3, 4]), "weights": np.ones(2, np.float32)}
+    return Datum(np.array([2, 3], np.int32), inputs)
+
+
+def test_what_a_pass_keeps_is_measured(model: BaseModel) -> None:
+    budget = measure(model, kv_cache_gib=0.001, shares=1)
+    hidden, layers, heads, kv, inner = 32, 2, 4, 2, 64
+    row = 4 * (2 * hidden + hidden + 2 * kv * 8 + 2 * inner + inner)  # norms, qkv, gates: at least
+    assert budget.bytes_per_token > layers * row + layers * heads * 4 * 1024
+    assert budget.bytes_per_token < 10 * layers * row + layers * heads * 4 * 1024
+    assert budget.memory_tokens > 10_000
+    assert budget.max_blocks == 32  # 0.001 GiB of 128 positions x 256 bytes

@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 
 import structlog
@@ -13,7 +14,7 @@ from tinsmith.protocol.jobs import ModelCard
 from tinsmith.protocol.store_layout import tokenizer_prefix
 
 from tinsmith_worker.engine.base_model import BaseModel, ModelRefused, load
-from tinsmith_worker.engine.memory import max_blocks
+from tinsmith_worker.engine.budget import measure
 from tinsmith_worker.engine.sampler import Sampler
 from tinsmith_worker.loop import Worker
 from tinsmith_worker.queue import Lease, Queue
@@ -78,11 +79,21 @@ def work(settings: Settings) -> None:
 
 
 def _desk(settings: Settings, queue: Queue, store: Store, model: BaseModel) -> SamplingDesk:
+    budget = measure(model, kv_cache_gib=settings.kv_cache_gib, shares=len(settings.models))
+    model.memory_tokens = budget.memory_tokens
+    _log.info(
+        "model_loaded",
+        model=model.name,
+        engine=model.engine,
+        dtype=str(model.dtype).removeprefix("torch."),
+        **asdict(model.numerics),
+        **asdict(budget),
+    )
     sampler = Sampler(
         model,
         max_slots=settings.max_sampling_slots,
         max_pass_tokens=settings.max_pass_tokens,
-        max_blocks=max_blocks(model, settings.kv_cache_gib, shares=len(settings.models)),
+        max_blocks=budget.max_blocks,
     )
     weights = SamplerWeights(store, model, settings.max_resident_runs, on_leave=sampler.forget)
     return SamplingDesk(
@@ -98,6 +109,9 @@ def _card(settings: Settings, store: Store, model: BaseModel) -> ModelCard:
         max_context_length=model.max_context_length,
         max_lora_rank=min(settings.max_lora_rank, model.hidden_size),
         tokenizer_prefix=_share_tokenizer(store, Path(settings.models[model.name])),
+        engine=model.engine,
+        dtype=str(model.dtype).removeprefix("torch."),
+        exact=model.numerics.held,
     )
 
 

@@ -265,6 +265,10 @@ class SupportedModel(Answer, kw_only=True, frozen=True):
     max_context_length: int | None = None
     trainable: bool | None = None
     sampleable: bool | None = None
+    # Beyond the SDK's fields, which ignores what it does not know:
+    engine: str | None = None
+    dtype: str | None = None
+    exact: bool | None = None
 
 
 class Capabilities(Answer, kw_only=True, frozen=True):

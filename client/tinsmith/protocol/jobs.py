@@ -154,6 +154,11 @@ class ModelCard(Body, kw_only=True, frozen=True):
     max_context_length: int
     max_lora_rank: int
     tokenizer_prefix: str | None = None
+    engine: str = ""
+    """fused or generic"""
+    dtype: str = ""
+    exact: bool = False
+    """Sampler and trainer agree to the last bit."""
 
 
 def encode(value: object) -> bytes:

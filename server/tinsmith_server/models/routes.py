@@ -34,6 +34,9 @@ async def get_server_capabilities(user: User, service: Served) -> Response:
             max_context_length=card.max_context_length,
             trainable=True,
             sampleable=True,
+            engine=card.engine,
+            dtype=card.dtype,
+            exact=card.exact,
         )
         for card in await service.bus.models()
     ]

@@ -23,7 +23,8 @@ from tinsmith_worker.engine.packed import Pass, Segment
 
 _QUERY_GRID = 16  # lengths are rounded up to it, so that like lengths share a bucket
 _QUERY_STEP = 128  # queries that share one set of keys
-_KEEP_KEYS = 1024  # up to here probabilities are kept for the backward pass, not computed again
+MOST_KEPT_KEYS = 1024
+"""Up to here probabilities are kept for the backward pass, not computed again."""
 
 
 @dataclass
@@ -245,7 +246,7 @@ class _Attention(torch.autograd.Function):
             key, value = plan.keys_and_values(bucket, layer, key_NGD, value_NGD)
             out, probabilities = _forward(bucket, query, key, value, scale, window)
             outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1, 2))
-            if wanted and bucket.key_count <= _KEEP_KEYS:
+            if wanted and bucket.key_count <= MOST_KEPT_KEYS:
                 kept += probabilities
         out_NHD = torch.cat(outputs).index_select(0, plan.query_places)
         if wanted:
@@ -268,7 +269,7 @@ class _Attention(torch.autograd.Function):
             query = _by_group(query_NHD, bucket, groups)
             key, value = plan.keys_and_values(bucket, layer, key_NGD, value_NGD)
             steps = list(bucket.steps(window))
-            if bucket.key_count <= _KEEP_KEYS:
+            if bucket.key_count <= MOST_KEPT_KEYS:
                 probabilities = [next(remaining) for _ in steps]
             else:
                 _, probabilities = _forward(bucket, query, key, value, scale, window)

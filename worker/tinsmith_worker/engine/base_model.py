@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinsmith_worker.engine.adapter_mix import AdapterMixes
 from tinsmith_worker.engine.linear import LinearGroup, Paths, lora_linear
+from tinsmith_worker.engine.memory import keep_freed_memory
 from tinsmith_worker.engine.numerics import Numerics
 from tinsmith_worker.engine.packed import AdapterRows, Pass, Segment
 
@@ -59,10 +60,16 @@ class BaseModel(ABC):
         self.max_context_length: int = config.max_position_embeddings
         self.num_parameters = sum(one.numel() for one in model.parameters())
         self.kv_bytes_per_token = _kv_bytes(config, model.dtype)
+        self.attention_bytes_per_key: int = (
+            config.num_hidden_layers * config.num_attention_heads * model.dtype.itemsize
+        )
+        """What all layers' probabilities of one query take for each key."""
         self.eos_token_ids = _eos_ids(model, tokenizer)
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self._logit_factor = getattr(config, "logit_scale", None) or 1.0
         self._logit_factor /= getattr(config, "logits_scaling", None) or 1.0
+        self.memory_tokens = 1 << 20
+        """Tokens of a training pass that fit into memory without checkpoints, once it was measured."""
         self.head: LinearGroup
         self._places: dict[str, str] = {}
         self._groups: list[LinearGroup] = []
@@ -77,6 +84,12 @@ class BaseModel(ABC):
             by_shape = {group.weight.shape: group for group in self._groups}
             products = [(group.in_features, group.forward) for group in by_shape.values()]
             self.numerics = Numerics.probe(products, self.device, self.dtype)
+
+    @property
+    def storages(self) -> set[int]:
+        """Where the frozen weights lie."""
+        weights = [one for group in self._groups for one in (group.weight, group.bias)]
+        return {one.untyped_storage().data_ptr() for one in weights if one is not None}
 
     # What an adapter must know
 
@@ -169,6 +182,8 @@ def load(
     from tinsmith_worker.engine.fused import FusedModel
     from tinsmith_worker.engine.generic import GenericModel
 
+    if device == "cpu":
+        keep_freed_memory()
     if Path(folder).is_dir() and not Path(folder, "config.json").is_file():
         raise ModelRefused(f"{name}: {folder} holds no config.json; is it a model's folder?")
     try:

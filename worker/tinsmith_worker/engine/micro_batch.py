@@ -4,6 +4,7 @@ Legend: P pairs: every target of every datum, in order.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,22 @@ from tinsmith_worker.engine.head import Ints, Pairs, Weigh
 from tinsmith_worker.engine.losses import Loss
 from tinsmith_worker.engine.packed import Segment
 from tinsmith_worker.engine.values import Datum
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the trainer's logprobs are from those that the tokens were sampled with.
+
+    The sum over tokens of r - 1 - log r with r = p/q, an estimate of KL(q, p) that is never negative
+    (Schulman 2020, "Approximating KL divergence", k3). Right after sampling it is what sampler and
+    trainer differ by; later steps add how far the policy has moved.
+    """
+
+    total: float = 0.0
+    count: int = 0
+
+    def __add__(self, other: "Drift") -> "Drift":
+        return Drift(self.total + other.total, self.count + other.count)
 
 
 class MicroBatch:
@@ -106,6 +123,16 @@ class MicroBatch:
                 for name in names
             }
         return self._joined
+
+    def drift(self, logprobs_P: Tensor, loss: Loss) -> Drift:
+        """Over the tokens that can weigh; none where a loss is not told how they were sampled."""
+        if "logprobs" not in loss.required:
+            return Drift()
+        sampled = np.concatenate([datum.inputs["logprobs"].reshape(-1) for datum in self._data])
+        idle = np.concatenate([loss.idle(datum.inputs).reshape(-1) for datum in self._data])
+        log_ratio = (logprobs_P.cpu().numpy() - sampled)[~idle].astype(np.float64)
+        k3 = np.expm1(np.minimum(log_ratio, 80.0)) - log_ratio
+        return Drift(float(k3.sum()), int(k3.size))
 
     def by_datum(self, logprobs_P: Tensor) -> dict[int, npt.NDArray[np.float32]]:
         """By the datum's index in the request, shaped like its targets."""

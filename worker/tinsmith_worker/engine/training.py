@@ -23,7 +23,7 @@ from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.batching import Group, cut, group_by_beginning
 from tinsmith_worker.engine.head import Asked, score
 from tinsmith_worker.engine.memory import is_out_of_memory, release
-from tinsmith_worker.engine.micro_batch import MicroBatch
+from tinsmith_worker.engine.micro_batch import Drift, MicroBatch
 from tinsmith_worker.engine.optimizer import RunState
 from tinsmith_worker.engine.values import Datum, InvalidInput
 
@@ -51,12 +51,20 @@ class Outcome:
 class _Request:
     """A request on its way: the micro-batches to come and what came of the others."""
 
-    def __init__(self, work: Work, groups: list[Group], config: Any, max_tokens: int) -> None:
+    def __init__(
+        self,
+        work: Work,
+        groups: list[Group],
+        config: Any,
+        max_tokens: int,
+        memory_tokens: int,
+    ) -> None:
         self.work, self.config = work, config
         self.gradient = None if work.forward_only else Gradient(work.run.adapter)
         self.error: str | None = None
         self.alone = self.checkpoint = False
-        self.max_tokens = max_tokens
+        self.max_tokens = min(max_tokens, memory_tokens)
+        self._memory_tokens = memory_tokens
         self._groups = groups
         self._sizes = [datum.tokens.size for datum in work.data]
         self._begin()
@@ -64,7 +72,7 @@ class _Request:
     @classmethod
     def refused(cls, work: Work, sentence: str) -> "_Request":
         """Has nothing to run, and its place in the order all the same."""
-        one = cls(replace(work, forward_only=True, data=[]), [], None, 1)
+        one = cls(replace(work, forward_only=True, data=[]), [], None, 1, 1)
         one.work, one.error = work, sentence
         return one
 
@@ -76,6 +84,7 @@ class _Request:
         self.batches = cut(self._groups, self._sizes, self.max_tokens)
         self.logprobs: dict[int, npt.NDArray[np.float32]] = {}
         self.sum = 0.0
+        self.drift = Drift()
 
     @property
     def active(self) -> bool:
@@ -87,8 +96,8 @@ class _Request:
 
     @property
     def needs_checkpoint(self) -> bool:
-        """Only a datum that is too long by itself makes such a micro-batch."""
-        return self.checkpoint or self.next_tokens > self.max_tokens
+        """Only a datum that is too long for the memory by itself makes such a micro-batch."""
+        return self.checkpoint or self.next_tokens > self._memory_tokens
 
     def shrink(self, alone: bool, error: RuntimeError) -> None:
         """Memory ran out: begin again, by itself, then in halves, then with checkpoints."""
@@ -120,6 +129,8 @@ class _Request:
         if self.error is not None:
             return Outcome(error=self.error)
         metrics = {"loss:sum": self.sum, "tokens:sum": float(sum(self._sizes))}
+        if self.drift.count:
+            metrics["sampler_kl:mean"] = self.drift.total / self.drift.count
         return Outcome([self.logprobs[index] for index in range(len(self._sizes))], metrics)
 
 
@@ -130,7 +141,11 @@ class Trainer:
     """Forward and backward passes of whoever asks, begun and finished between any two passes."""
 
     def __init__(
-        self, model: BaseModel, *, max_pass_tokens: int, share_prompts: bool = True
+        self,
+        model: BaseModel,
+        *,
+        max_pass_tokens: int,
+        share_prompts: bool = True,
     ) -> None:
         self._model, self._max_tokens, self._share = model, max_pass_tokens, share_prompts
         self._requests: list[_Request] = []
@@ -153,7 +168,7 @@ class Trainer:
             self.refuse(work, str(error))
             return
         groups = group_by_beginning([datum.tokens for datum in work.data], share=self._share)
-        one = _Request(work, groups, config, self._max_tokens)
+        one = _Request(work, groups, config, self._max_tokens, self._model.memory_tokens)
         self._requests.append(one)
         self._turns.append(one)
 
@@ -223,10 +238,10 @@ class Trainer:
 
 
 def forward_backward(
-    model: BaseModel, works: Sequence[Work], *, max_pass_tokens: int, share_prompts: bool = True
+    model: BaseModel, works: Sequence[Work], *, max_pass_tokens: int, **options: Any
 ) -> list[Outcome]:
-    """All of these works, in as few passes as the budget allows."""
-    trainer = Trainer(model, max_pass_tokens=max_pass_tokens, share_prompts=share_prompts)
+    """All of these works, in as few passes as the budget allows; `options` are the trainer's."""
+    trainer = Trainer(model, max_pass_tokens=max_pass_tokens, **options)
     outcomes: dict[int, Outcome] = {}
     for work in works:
         trainer.add(work)
@@ -276,4 +291,5 @@ def _note(one: _Request, batch: MicroBatch, logprobs_P: Tensor) -> None:
         )
         return
     one.sum += float(loss)
+    one.drift += batch.drift(logprobs_P, one.loss)
     one.logprobs |= batch.by_datum(logprobs_P)
