@@ -102,6 +102,16 @@ class Bus:
         args = [request_id, session_id, tenant, "", clone_id, b"", "failed", result.content]
         await self._submit_sample(keys=[], args=[*args, result.data, RESULT_TTL_MS])
 
+    async def settled(self, tenant: str, request_id: str, kind: str, result: Result) -> None:
+        """A future that has its result at once."""
+        state = "failed" if result.failed else "done"
+        about = {"tenant": tenant, "kind": kind, "state": state, "content": result.content}
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.future(request_id), mapping=about)
+            pipe.set(keys.result(request_id), result.data, px=RESULT_TTL_MS)
+            pipe.pexpire(keys.future(request_id), RESULT_TTL_MS)
+            await pipe.execute()
+
     async def cancel(self, request_id: str) -> None:
         result = failure("The request was cancelled by the client.")
         await self._cancel(keys=[], args=[request_id, result.data, RESULT_TTL_MS])

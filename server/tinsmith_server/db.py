@@ -15,6 +15,7 @@ from sqlalchemy import (
     Dialect,
     ForeignKey,
     Index,
+    LargeBinary,
     MetaData,
     String,
     TypeDecorator,
@@ -131,6 +132,18 @@ class SamplingSession(Table):
     checkpoint_id: Mapped[str | None] = mapped_column(String(40), index=True)
     model_path: Mapped[str | None] = mapped_column(String(400))
     request_id: Mapped[str | None] = mapped_column(String(140), unique=True)
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class CustomLoss(Table):
+    """A traced loss, as the worker reads it. Only runs of its session may use it."""
+
+    __tablename__ = "custom_losses"
+    id: Mapped[str] = mapped_column(String(140), primary_key=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.id"), index=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    name: Mapped[str] = mapped_column(String(200))
+    graph: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 

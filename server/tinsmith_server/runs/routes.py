@@ -35,6 +35,7 @@ from tinsmith.protocol.paths import CheckpointKind, TinkerPath, run_id, training
 from tinsmith_server.auth import Caller, User
 from tinsmith_server.checkpoints import repository as checkpoints
 from tinsmith_server.db import TrainingRun
+from tinsmith_server.losses import routes as custom_losses
 from tinsmith_server.models.routes import model_card
 from tinsmith_server.runs import repository
 from tinsmith_server.runs.json_forward import JsonForwardBackward, to_message
@@ -203,13 +204,21 @@ async def forward_backward(request: Request, user: User, service: Served) -> Res
     message = tensors.parse_forward_backward(raw)
     op = Addressed(model_id=message.model_id, seq_id=message.seq_id)
 
-    async def make(_: TrainingRun) -> bytes:
-        return raw
+    async def make(run: TrainingRun) -> bytes:
+        return await _with_loss(service, user, run, message, raw)
 
     kind = Kind.FORWARD if message.forward_only else Kind.FORWARD_BACKWARD
     num_tokens = tensors.num_tokens(message)
     request_id = await submit_op(service, user, op, kind, make, num_tokens)
     return answer(Submitted(request_id=request_id, model_id=op.model_id))
+
+
+async def _with_loss(
+    service: Service, user: Caller, run: TrainingRun, message: pb.ForwardBackwardRequest, raw: bytes
+) -> bytes:
+    if message.loss_fn != custom_losses.CUSTOM:
+        return raw
+    return await custom_losses.with_graph(service, user, run, message, raw)
 
 
 async def _forward_backward_json(raw: bytes, user: Caller, service: Service) -> Response:
@@ -220,10 +229,10 @@ async def _forward_backward_json(raw: bytes, user: Caller, service: Service) -> 
     except TinsmithError as error:
         message = error
 
-    async def make(_: TrainingRun) -> bytes:
+    async def make(run: TrainingRun) -> bytes:
         if isinstance(message, TinsmithError):
             raise message
-        return message.SerializeToString()
+        return await _with_loss(service, user, run, message, message.SerializeToString())
 
     # Whether it wants a gradient stands inside the message; the worker reads it there.
     num_tokens = 0 if isinstance(message, TinsmithError) else tensors.num_tokens(message)

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tinsmith_worker.engine import custom_loss
+from tinsmith_worker.engine.loss_program import Program
 from tinsmith_worker.engine.values import Datum, InvalidInput
 
 Inputs = Mapping[str, Tensor]
@@ -122,6 +124,20 @@ class Loss:
     """The input whose zero leaves a token without gradient."""
     whole_datum: bool = False
     """Whether one token's gradient depends on the datum's other tokens."""
+    two_dimensional: bool = False
+    """Whether it scores [N, K] candidates."""
+    open_inputs: bool = False
+    """Whether it may read inputs of any name and shape."""
+
+    def gradient(self, logprobs: Tensor, inputs: Inputs, config: Any) -> Tensor:
+        """d loss / d log p. Raises InvalidInput where a loss of the caller's own fails."""
+        if self.config is Program:
+            return custom_loss.gradient(logprobs, inputs, config)
+        leaf = logprobs.detach().requires_grad_()
+        with torch.enable_grad():
+            total = self.function(leaf, inputs, config)
+        [grad] = torch.autograd.grad(total, leaf)
+        return grad
 
     def idle(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.bool_]:
         if self.idle_at_zero is None:
@@ -132,12 +148,17 @@ class Loss:
 _RL, _A = ("logprobs", "advantages"), "advantages"
 _CLIPS = ("clip_low_threshold", "clip_high_threshold")
 LOSSES = {
-    "cross_entropy": Loss(cross_entropy, NoConfig, ("weights",), (), "weights"),
+    "cross_entropy": Loss(
+        cross_entropy, NoConfig, ("weights",), (), "weights", two_dimensional=True
+    ),
     "importance_sampling": Loss(importance_sampling, NoConfig, _RL, (), _A),
     "ppo": Loss(ppo, PPOConfig, _RL, _CLIPS, _A),
     "cispo": Loss(cispo, CISPOConfig, _RL, _CLIPS, _A),
     "dro": Loss(dro, DROConfig, _RL),
     "gspo": Loss(gspo, GSPOConfig, _RL, (*_CLIPS, "sequence_ratio_mask"), _A, whole_datum=True),
+    "custom": Loss(
+        custom_loss.loss, Program, (), whole_datum=True, two_dimensional=True, open_inputs=True
+    ),
 }
 
 
@@ -150,6 +171,8 @@ def find(name: str) -> Loss:
 def configure(name: str, given: Mapping[str, float | str]) -> Any:
     """The loss's config; a misspelt key must not train quietly with the default."""
     config = find(name).config
+    if config is Program:
+        return custom_loss.configure(given)
     known = [one.name for one in fields(config)]
     for key, value in given.items():
         if key not in known:
@@ -175,12 +198,14 @@ def validate(data: list[Datum], name: str, vocab_size: int, max_context: int) ->
             raise InvalidInput(
                 f"{where}.loss_fn_inputs: {name} needs {', '.join(sorted(missing))}."
             )
-        if unknown:
+        if unknown and not loss.open_inputs:
             raise InvalidInput(
                 f"{where}.loss_fn_inputs: {name} knows no {', '.join(sorted(unknown))}; "
                 f"it takes {', '.join(sorted(names))}."
             )
-        _validate_inputs(datum, where, two_dimensional=name == "cross_entropy")
+        _validate_targets(datum, where, loss.two_dimensional)
+        if not loss.open_inputs:
+            _validate_inputs(datum, where)
         _validate_ids(
             datum.inputs["target_tokens"], f"{where}.loss_fn_inputs.target_tokens", vocab_size
         )
@@ -204,8 +229,7 @@ def _validate_ids(ids: Any, where: str, vocab_size: int) -> None:
         )
 
 
-def _validate_inputs(datum: Datum, where: str, two_dimensional: bool) -> None:
-    length = datum.tokens.size
+def _validate_targets(datum: Datum, where: str, two_dimensional: bool) -> None:
     targets = datum.inputs["target_tokens"]
     if not np.issubdtype(targets.dtype, np.integer):
         raise InvalidInput(f"{where}.loss_fn_inputs.target_tokens: token ids must be int64.")
@@ -214,6 +238,15 @@ def _validate_inputs(datum: Datum, where: str, two_dimensional: bool) -> None:
             f"{where}.loss_fn_inputs.target_tokens: shape {list(targets.shape)} is not [N]"
             + (" or [N, K]." if two_dimensional else ".")
         )
+    if targets.shape[0] != datum.tokens.size:
+        raise InvalidInput(
+            f"{where}.loss_fn_inputs.target_tokens: shape {list(targets.shape)} does not go with "
+            f"{datum.tokens.size} input tokens."
+        )
+
+
+def _validate_inputs(datum: Datum, where: str) -> None:
+    length, targets = datum.tokens.size, datum.inputs["target_tokens"]
     for name, array in datum.inputs.items():
         if array.shape[:1] != (length,) or array.shape != targets.shape:
             raise InvalidInput(
