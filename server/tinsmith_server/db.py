@@ -91,6 +91,7 @@ class TrainingRun(Table):
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), index=True)
     base_model: Mapped[str] = mapped_column(String(300))
     lora_rank: Mapped[int]
+    optimizer: Mapped[str] = mapped_column(String(40), default="adamw", server_default="adamw")
     train_attn: Mapped[bool]
     train_mlp: Mapped[bool]
     train_unembed: Mapped[bool]
@@ -122,7 +123,10 @@ class Checkpoint(Table):
 
 
 class SamplingSession(Table):
-    """A pinned sampler: a base model, and the checkpoint on it if any."""
+    """A sampler: a base model, and the checkpoint on it if any.
+
+    An inflight one follows the run of `slot_run_id`, and its checkpoint is the one that it began with.
+    """
 
     __tablename__ = "sampling_sessions"
     id: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -132,6 +136,7 @@ class SamplingSession(Table):
     checkpoint_id: Mapped[str | None] = mapped_column(String(40), index=True)
     model_path: Mapped[str | None] = mapped_column(String(400))
     request_id: Mapped[str | None] = mapped_column(String(140), unique=True)
+    slot_run_id: Mapped[str | None] = mapped_column(String(100))
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 

@@ -11,9 +11,9 @@ from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.base_model import load as load_model
 from tinsmith_worker.engine.kv_pool import KVPool
+from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_step
 from tinsmith_worker.engine.packed import Segment
 from tinsmith_worker.engine.sampler import Sampler
-from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_step
 from tinsmith_worker.engine.training import Work, forward_backward
 from tinsmith_worker.engine.values import Datum, SampleRequest
 from torch import Tensor
@@ -234,10 +234,10 @@ def test_resuming_with_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
     train(model, run, data, 3)
     files = checkpoint_files.pack(run, "llama", optimizer=True)
     expected = train(model, run, data, 3)
-    resumed = checkpoint_files.unpack(model, files, optimizer=True)
+    resumed = checkpoint_files.unpack(model, files)
     assert train(model, resumed, data, 3) == expected
     assert same(weights(resumed), weights(run))
-    fresh = checkpoint_files.unpack(model, files, optimizer=False)
+    fresh = checkpoint_files.unpack(model, files, fresh="adamw")
     assert train(model, fresh, data, 3) != expected
 
 

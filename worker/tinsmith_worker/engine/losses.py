@@ -21,6 +21,8 @@ from tinsmith_worker.engine.loss_program import Program
 from tinsmith_worker.engine.values import Datum, InvalidInput
 
 Inputs = Mapping[str, Tensor]
+TRUNCATION = 2.0
+"""The largest importance weight of stable_reinforce."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,11 @@ class DROConfig:
 class GSPOConfig:
     clip_low_threshold: float = 0.8  # ours: as for ppo
     clip_high_threshold: float = 1.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StableReinforceConfig:
+    kl_coeff: float = 0.0  # ours
 
 
 def cross_entropy(logprobs: Tensor, inputs: Inputs, config: NoConfig) -> Tensor:
@@ -89,6 +96,17 @@ def gspo(logprobs_N: Tensor, inputs: Inputs, config: GSPOConfig) -> Tensor:
     sequence_ratio = log_ratio_N[mask_N].mean().exp() if mask_N.any() else log_ratio_N.new_ones(())
     ratio_N = sequence_ratio * (logprobs_N - logprobs_N.detach()).exp()
     return clipped(ratio_N, inputs, config)
+
+
+def stable_reinforce(logprobs_N: Tensor, inputs: Inputs, config: StableReinforceConfig) -> Tensor:
+    """-sum stopgrad(min(r, 2)) A log p + kl/2 sum (log p - log q)^2 over sampled tokens. A rule of ours.
+
+    q are the log-probabilities recorded at sampling time. The weights are truncated as in Ionides
+    (2008); the second term's gradient is that of KL(p, q) where the tokens are p's own.
+    """
+    log_ratio_N = (logprobs_N - inputs["logprobs"]).masked_fill(inputs["sampled"] == 0, 0.0)
+    weight_N = log_ratio_N.detach().exp().clamp(max=TRUNCATION) * inputs["advantages"]
+    return -(weight_N * logprobs_N).sum() + 0.5 * config.kl_coeff * log_ratio_N.square().sum()
 
 
 def importance_ratio(logprobs_N: Tensor, inputs: Inputs) -> Tensor:
@@ -142,7 +160,8 @@ class Loss:
     def idle(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.bool_]:
         if self.idle_at_zero is None:
             return np.zeros(inputs["target_tokens"].shape, np.bool_)
-        return np.equal(inputs[self.idle_at_zero], 0)
+        idle: npt.NDArray[np.bool_] = np.equal(inputs[self.idle_at_zero], 0)
+        return idle
 
 
 _RL, _A = ("logprobs", "advantages"), "advantages"
@@ -156,6 +175,9 @@ LOSSES = {
     "cispo": Loss(cispo, CISPOConfig, _RL, _CLIPS, _A),
     "dro": Loss(dro, DROConfig, _RL),
     "gspo": Loss(gspo, GSPOConfig, _RL, (*_CLIPS, "sequence_ratio_mask"), _A, whole_datum=True),
+    "stable_reinforce": Loss(
+        stable_reinforce, StableReinforceConfig, ("logprobs", "advantages", "sampled")
+    ),
     "custom": Loss(
         custom_loss.loss, Program, (), whole_datum=True, two_dimensional=True, open_inputs=True
     ),
