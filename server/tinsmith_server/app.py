@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from tinsmith_server import client_config, extensions, not_offered
+from tinsmith_server import client_config, extensions
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
 from tinsmith_server.checkpoints import copying, saving
@@ -16,6 +16,7 @@ from tinsmith_server.checkpoints import routes as checkpoints
 from tinsmith_server.direct import EXPECTED, Direct, Endpoint
 from tinsmith_server.downloads import routes as downloads
 from tinsmith_server.futures import routes as futures
+from tinsmith_server.losses import routes as losses
 from tinsmith_server.migrate import migrate
 from tinsmith_server.models import routes as models
 from tinsmith_server.runs import listing
@@ -40,6 +41,7 @@ _ROOMS = (
     models,
     runs,
     listing,
+    losses,
     sampling,
     joining,
     saving,
@@ -49,7 +51,6 @@ _ROOMS = (
     extensions,
     checkpoints,
     futures,
-    not_offered,
 )
 _PREFIX = "/api/v1"
 DIRECT: dict[str, Endpoint] = {

@@ -21,6 +21,7 @@ from tinsmith.protocol import keys
 from tinsmith.protocol.bodies import Completion
 from tinsmith.protocol.errors import NotFound
 from tinsmith.protocol.jobs import Content, Job, Kind, ModelCard, Result, failure
+from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
 
 RESULT_TTL_MS = 6 * 3600 * 1000
 HEARTBEAT_TTL_SECONDS = 24 * 3600
@@ -101,6 +102,37 @@ class Bus:
     ) -> None:
         args = [request_id, session_id, tenant, "", clone_id, b"", "failed", result.content]
         await self._submit_sample(keys=[], args=[*args, result.data, RESULT_TTL_MS])
+
+    async def newest_weights(self, run_id: str) -> str | None:
+        """Where the run's inflight samplers find their weights."""
+        folder = cast(bytes | None, await self.redis.hget(keys.slot(run_id), "folder"))
+        return folder.decode() if folder else None
+
+    async def first_note(self, run_id: str) -> bool:
+        """Whether the run's client has not been told yet."""
+        return bool(await self.redis.set(keys.noted(run_id), b"1", nx=True, ex=RECORD_SECONDS))
+
+    async def recorded(self, sequence_ids: Sequence[str]) -> dict[str, Recorded]:
+        """What is kept of these sequences, for another day from now on."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for sequence_id in sequence_ids:
+                pipe.getex(keys.sequence(sequence_id), ex=RECORD_SECONDS)
+            found = await pipe.execute()
+        return {
+            sequence_id: msgspec.msgpack.decode(data, type=Recorded)
+            for sequence_id, data in zip(sequence_ids, found, strict=True)
+            if data is not None
+        }
+
+    async def settled(self, tenant: str, request_id: str, kind: str, result: Result) -> None:
+        """A future that has its result at once."""
+        state = "failed" if result.failed else "done"
+        about = {"tenant": tenant, "kind": kind, "state": state, "content": result.content}
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.future(request_id), mapping=about)
+            pipe.set(keys.result(request_id), result.data, px=RESULT_TTL_MS)
+            pipe.pexpire(keys.future(request_id), RESULT_TTL_MS)
+            await pipe.execute()
 
     async def cancel(self, request_id: str) -> None:
         result = failure("The request was cancelled by the client.")

@@ -25,6 +25,7 @@ async def client_config(user: User, service: Served) -> Response:
             "fwdbwd_dispatch_bytes_semaphore_size": 512 << 20,
             "sample_use_retrieve_futures": True,
             "sample_join_sampling_session": True,
+            "custom_loss_server_side": True,
         }
     )
 

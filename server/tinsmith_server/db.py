@@ -15,6 +15,7 @@ from sqlalchemy import (
     Dialect,
     ForeignKey,
     Index,
+    LargeBinary,
     MetaData,
     String,
     TypeDecorator,
@@ -90,6 +91,7 @@ class TrainingRun(Table):
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), index=True)
     base_model: Mapped[str] = mapped_column(String(300))
     lora_rank: Mapped[int]
+    optimizer: Mapped[str] = mapped_column(String(40), default="adamw", server_default="adamw")
     train_attn: Mapped[bool]
     train_mlp: Mapped[bool]
     train_unembed: Mapped[bool]
@@ -121,7 +123,10 @@ class Checkpoint(Table):
 
 
 class SamplingSession(Table):
-    """A pinned sampler: a base model, and the checkpoint on it if any."""
+    """A sampler: a base model, and the checkpoint on it if any.
+
+    An inflight one follows the run of `slot_run_id`, and its checkpoint is the one that it began with.
+    """
 
     __tablename__ = "sampling_sessions"
     id: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -131,6 +136,19 @@ class SamplingSession(Table):
     checkpoint_id: Mapped[str | None] = mapped_column(String(40), index=True)
     model_path: Mapped[str | None] = mapped_column(String(400))
     request_id: Mapped[str | None] = mapped_column(String(140), unique=True)
+    slot_run_id: Mapped[str | None] = mapped_column(String(100))
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class CustomLoss(Table):
+    """A traced loss, as the worker reads it. Only runs of its session may use it."""
+
+    __tablename__ = "custom_losses"
+    id: Mapped[str] = mapped_column(String(140), primary_key=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.id"), index=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    name: Mapped[str] = mapped_column(String(200))
+    graph: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 

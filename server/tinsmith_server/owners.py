@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith_server.auth import Caller
 from tinsmith_server.bus import Bus
 from tinsmith_server.db import Database, SamplingSession, Session, TrainingRun, now
+from tinsmith_server.losses import repository as losses
 from tinsmith_server.remembered import Remembered
 from tinsmith_server.runs import repository as runs
 from tinsmith_server.sampling import repository as samplers
@@ -20,6 +21,7 @@ from tinsmith_server.sessions import repository as sessions
 
 T = TypeVar("T")
 _REMEMBERED_SECONDS = 60.0
+_REMEMBERED_GRAPHS = 64
 
 
 class Owners:
@@ -30,6 +32,7 @@ class Owners:
         self._sessions = self._remembered(sessions.owned_by)
         self._samplers = self._remembered(samplers.owned_by)
         self._runs = self._remembered(_run_in_use)
+        self._losses = self._remembered(losses.graph_of, most=_REMEMBERED_GRAPHS)
         self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -50,6 +53,10 @@ class Owners:
         """A run that is about to be used."""
         return await self._runs.get((user, run_id))
 
+    async def custom_loss(self, user: Caller, loss_id: str) -> bytes:
+        """Its graph."""
+        return await self._losses.get((user, loss_id))
+
     async def finished(self, session_id: str) -> None:
         """The session takes no more, here from now on and everywhere else in a moment."""
         self._forget(session_id)
@@ -63,13 +70,13 @@ class Owners:
             self._forget(session_id)
 
     def _remembered(
-        self, owned_by: Callable[[AsyncSession, Caller, str], Awaitable[T]]
+        self, owned_by: Callable[[AsyncSession, Caller, str], Awaitable[T]], *, most: int = 10_000
     ) -> Remembered[tuple[Caller, str], T]:
         async def ask(key: tuple[Caller, str]) -> T:
             async with self._db.begin() as sql:
                 return await owned_by(sql, *key)
 
-        return Remembered(ask, seconds=_REMEMBERED_SECONDS)
+        return Remembered(ask, seconds=_REMEMBERED_SECONDS, most=most)
 
 
 async def _run_in_use(sql: AsyncSession, user: Caller, run_id: str) -> TrainingRun:

@@ -33,6 +33,8 @@ class Settings:
     public_url: str | None = None
     """Where clients reach the API, for links; without it, where the request for a link came to."""
     prices: Prices = UNPRICED
+    stable_reinforce: bool = True
+    """Whether that loss, whose rule is not published, runs a rule of our own or is refused."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -60,6 +62,7 @@ class Settings:
             ),
             public_url=environment.get("TINSMITH_PUBLIC_URL") or None,
             prices=_prices(environment),
+            stable_reinforce=bool(_whole(environment, "STABLE_REINFORCE", 1)),
         )
 
 

@@ -174,10 +174,3 @@ def test_a_finished_session_takes_no_more(http: httpx.Client) -> None:
     answer = http.post("/optim_step", json=step(run, 1))
     assert answer.status_code == 400
     assert "finished" in answer.json()["detail"]
-
-
-def test_what_is_not_offered_says_so(http: httpx.Client) -> None:
-    for method, path in (("POST", "/create_custom_loss"),):
-        answer = http.request(method, path, json={} if method == "POST" else None)
-        assert answer.status_code == 400
-        assert "does not offer" in answer.json()["detail"]

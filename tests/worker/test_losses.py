@@ -67,6 +67,20 @@ def test_gspo_clips_the_ratio_of_the_whole_sequence() -> None:
     assert loss("gspo", RATIOS, **RL).item() == pytest.approx(-3 * s, rel=1e-5)
 
 
+def test_stable_reinforce_truncates_the_ratio_and_pulls_towards_what_was_sampled() -> None:
+    # ratios 4, 0.5 and 9, of which the last was not sampled: kept weights 2 A, 0.5 A and none
+    logprobs = torch.tensor([4.0, 0.5, 9.0]).log().requires_grad_()
+    given = {"logprobs": [0.0] * 3, "advantages": [1.0, -1.0, 0.0], "sampled": [1.0, 1.0, 0.0]}
+    found = loss("stable_reinforce", logprobs, {"kl_coeff": 0.1}, **given)
+    squares = math.log(4.0) ** 2 + math.log(0.5) ** 2
+    assert found.item() == pytest.approx(
+        -(2 * math.log(4.0) - 0.5 * math.log(0.5)) + 0.05 * squares
+    )
+    found.backward()
+    expected = torch.tensor([-2 + 0.1 * math.log(4.0), 0.5 + 0.1 * math.log(0.5), 0.0])
+    torch.testing.assert_close(logprobs.grad, expected)
+
+
 def test_all_four_agree_in_gradient_at_ratio_one() -> None:
     logprobs = torch.tensor([-1.0, -2.0, -0.5])
     gradients = []

@@ -113,3 +113,41 @@ def test_a_target_outside_the_vocabulary_is_refused_by_name(model: BaseModel, to
     cells = TargetCells(np.array([0]), np.array([token]))
     with pytest.raises(InvalidInput, match="target_prompt_logprobs"):
         run(model, [request("a", [1, 2], targets=cells)])
+
+
+def test_alternatives_follow_the_model_at_the_requests_temperature(
+    model: BaseModel, folder: Path
+) -> None:
+    prompt, temperature, k = [5, 9, 14, 3], 0.5, 1024
+    asked = request("a", prompt, prompt_alt_tokens_k=k, temperature=temperature)
+    drawn = run(model, [request("b", [7, 7], prompt_alt_tokens_k=2), asked])[
+        "a"
+    ].scores.alternatives
+    assert drawn is not None
+    assert drawn.token_ids.shape == (3, k)
+    scaled = torch.from_numpy(reference(folder, prompt)[:-1]) / temperature
+    expected = scaled.log_softmax(-1).numpy()
+    picked = np.take_along_axis(expected, drawn.token_ids.astype(np.int64), axis=1)
+    np.testing.assert_allclose(drawn.logprobs, picked, atol=1e-4)
+    for row in range(3):
+        counts = np.bincount(drawn.token_ids[row], minlength=VOCAB) / k
+        assert np.abs(counts - np.exp(expected[row])).max() < 5 * 0.5 / k**0.5
+
+
+def test_alternatives_do_not_depend_on_company_or_on_how_a_prompt_is_read(model: BaseModel) -> None:
+    prompt = PROMPTS[1]
+    asked = request("a", prompt, prompt_alt_tokens_k=3)
+    alone = run(model, [asked])["a"].scores.alternatives
+    together = run(model, [request("b", [4, 4, 4]), asked])["a"].scores.alternatives
+    in_parts = Sampler(model, max_slots=4, max_pass_tokens=9)
+    in_parts.add(asked)
+    parts = next(one for _ in range(12) for one in in_parts.step()).scores.alternatives
+    assert alone is not None
+    for other in (together, parts):
+        assert other is not None
+        assert np.array_equal(alone.token_ids, other.token_ids)
+
+
+def test_too_many_alternatives_are_refused_by_name(model: BaseModel) -> None:
+    with pytest.raises(InvalidInput, match="prompt_alt_tokens_k"):
+        run(model, [request("a", [1, 2], prompt_alt_tokens_k=-1)])

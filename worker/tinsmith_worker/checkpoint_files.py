@@ -1,7 +1,7 @@
 """A run as files, in PEFT's layout, and back. Bytes only: where they go is the store's business.
 
 `adapter_config.json` and `adapter_model.safetensors` open in peft as they are. `tinsmith.json` holds
-what PEFT has no place for, `optimizer.safetensors` Adam's moments.
+what PEFT has no place for, `optimizer.safetensors` the optimizer's moments.
 """
 
 import json
@@ -26,6 +26,7 @@ def pack(state: RunState, base_model: str, *, optimizer: bool) -> dict[str, byte
         "rank": adapter.rank,
         "trains": adapter.trains,
         "steps": state.steps,
+        "optimizer": state.optimizer,
     }
     files = {
         CONFIG: json.dumps(adapter.peft_config(base_model), indent=1).encode(),
@@ -39,17 +40,20 @@ def pack(state: RunState, base_model: str, *, optimizer: bool) -> dict[str, byte
 
 def size_bytes(state: RunState, *, optimizer: bool) -> int:
     """About what `pack` makes: its numbers, without the few hundred bytes around them."""
-    return state.adapter.row.numel() * 4 * (3 if optimizer and state.moments else 1)
+    rows = 1 + (len(state.moments) if optimizer and state.moments else 0)
+    return state.adapter.row.numel() * 4 * rows
 
 
-def unpack(model: BaseModel, files: dict[str, bytes], *, optimizer: bool) -> RunState:
-    """A run to train on; without optimizer it begins with a fresh Adam."""
-    state = RunState(unpack_adapter(model, files))
-    if optimizer:
-        if OPTIMIZER not in files:
-            raise InvalidInput("path: this checkpoint has no optimizer state; load it without.")
-        steps = int(json.loads(files[OURS])["steps"])
-        state.load_optimizer(load(files[OPTIMIZER]), steps)
+def unpack(model: BaseModel, files: dict[str, bytes], *, fresh: str | None = None) -> RunState:
+    """A run to train on, with the optimizer as it was saved, or with a fresh one of this type."""
+    adapter = unpack_adapter(model, files)
+    if fresh is not None:
+        return RunState(adapter, fresh)
+    if OPTIMIZER not in files:
+        raise InvalidInput("path: this checkpoint has no optimizer state; load it without.")
+    ours = json.loads(files[OURS])
+    state = RunState(adapter, ours.get("optimizer", "adamw"))  # once there was only that
+    state.load_optimizer(load(files[OPTIMIZER]), int(ours["steps"]))
     return state
 
 

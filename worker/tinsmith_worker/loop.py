@@ -61,7 +61,7 @@ class Worker:
         self._settings, self._queue, self._models, self._desks = settings, queue, models, desks
         self._saver = Saver(store, queue.ring)
         weights = {name: desk.weights for name, desk in desks.items()}
-        self._ops = Ops(store, self._saver, weights, settings.max_pass_tokens)
+        self._ops = Ops(store, self._saver, weights, settings.max_pass_tokens, queue.point_slot)
         self._trainers = {name: self._ops.trainer(model) for name, model in models.items()}
         self._scheduler = Scheduler(_PASSES_IN_WORK * settings.max_pass_tokens)
         self._runs = Runs(

@@ -1,12 +1,12 @@
 """What each kind of job does to a run. One table for live ops and for replay, so they cannot differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import msgspec
 import structlog
-from tinsmith.protocol import tensors
+from tinsmith.protocol import bodies, tensors
 from tinsmith.protocol.errors import TinsmithError
 from tinsmith.protocol.jobs import (
     Content,
@@ -25,7 +25,8 @@ from tinsmith.protocol.jobs import (
 from tinsmith_worker import checkpoint_files
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
-from tinsmith_worker.engine.optimizer import AdamParams, RunState, optim_steps
+from tinsmith_worker.engine.muon import MuonParams
+from tinsmith_worker.engine.optimizer import AdamParams, Params, RunState, check_params, optim_steps
 from tinsmith_worker.engine.training import Outcome, Trainer, Work
 from tinsmith_worker.engine.values import Datum, InvalidInput
 from tinsmith_worker.external_files import pack_external, parse_recipients
@@ -47,6 +48,8 @@ class Ops:
     samplers: Mapping[str, SamplerWeights]
     """By base model."""
     max_pass_tokens: int
+    point_slot: Callable[[str, int, str], None]
+    """Let a run's inflight samplers go on with what its op of this seq wrote."""
 
     def run_one(
         self, model: BaseModel, state: RunState | None, job: Job
@@ -60,11 +63,13 @@ class Ops:
     def run_steps(self, states: Sequence[RunState | None], jobs: Sequence[Job]) -> list[Result]:
         """The optimizer steps of several runs together; each fails or succeeds alone."""
         results: dict[int, Result] = {}
-        steps: dict[int, tuple[RunState, AdamParams]] = {}
+        steps: dict[int, tuple[RunState, Params]] = {}
         for index, (state, job) in enumerate(zip(states, jobs, strict=True)):
             try:
-                steps[index] = (_created(state), _adam_params(job))
+                steps[index] = (run := _created(state), params := _params(job))
+                check_params(run, params)
             except InvalidInput as error:
+                steps.pop(index, None)
                 results[index] = failure(str(error))
         for index, metrics in zip(steps, optim_steps(list(steps.values())), strict=True):
             results[index] = Result(data=encode({"metrics": metrics}))
@@ -102,7 +107,8 @@ class Ops:
         raise AssertionError(f"{job.kind} is not run alone")
 
     def _create(self, model: BaseModel, job: Job) -> tuple[RunState, Result]:
-        spec = msgspec.json.decode(job.body, type=CreateModelJob).adapter
+        body = msgspec.json.decode(job.body, type=CreateModelJob)
+        spec = body.adapter
         adapter = Adapter.create(
             model,
             rank=spec.rank,
@@ -112,7 +118,7 @@ class Ops:
             train_unembed=spec.train_unembed,
         )
         payload = {"type": "create_model", "model_id": job.run_id}
-        return RunState(adapter), Result(data=encode(payload))
+        return RunState(adapter, body.optimizer), Result(data=encode(payload))
 
     def _load(self, model: BaseModel, job: Job) -> tuple[RunState, Result]:
         body = msgspec.json.decode(job.body, type=LoadJob)
@@ -120,7 +126,9 @@ class Ops:
             files = self.store.read_folder(body.prefix)
         except FolderDamaged:
             raise InvalidInput(f"path: the files of {body.path} are not whole any more.") from None
-        state = checkpoint_files.unpack(model, files, optimizer=body.optimizer)
+        state = checkpoint_files.unpack(
+            model, files, fresh=None if body.optimizer else body.optimizer_type
+        )
         payload = {"type": "load_weights", "path": body.path, "model_id": job.run_id}
         return state, Result(data=encode(payload))
 
@@ -138,6 +146,8 @@ class Ops:
         written = self.saver.write(job.run_id, body.prefix, files, until_it_works=body.behind)
         if job.kind is Kind.SAVE_WEIGHTS_FOR_SAMPLER:
             self.samplers[model.name].put(body.prefix, copy.adapter, written)
+        if body.inflight:
+            self.point_slot(job.run_id, job.seq_id, body.prefix)
         if body.behind:
             size = checkpoint_files.size_bytes(copy, optimizer=body.optimizer)
             return Result(data=encode(SaveResult(size_bytes=size, answer=body.answer)))
@@ -186,7 +196,7 @@ def snapshot_files(state: RunState, base_model: str) -> dict[str, bytes]:
 
 
 def restore_snapshot(model: BaseModel, files: dict[str, bytes]) -> RunState:
-    return checkpoint_files.unpack(model, files, optimizer=True)
+    return checkpoint_files.unpack(model, files)
 
 
 def _created(state: RunState | None) -> RunState:
@@ -214,8 +224,8 @@ def answer_of(outcome: Outcome) -> Result:
     return Result(data=output.SerializeToString(), content=Content.FORWARD_BACKWARD)
 
 
-def _adam_params(job: Job) -> AdamParams:
-    adam = msgspec.json.decode(job.body, type=OptimStepJob).adam
-    params = AdamParams(**msgspec.structs.asdict(adam))
-    params.validate()
-    return params
+def _params(job: Job) -> Params:
+    body = msgspec.json.decode(job.body, type=OptimStepJob)
+    if body.muon is not None:
+        return MuonParams(**msgspec.structs.asdict(body.muon))
+    return AdamParams(**msgspec.structs.asdict(body.adam or bodies.AdamParams()))

@@ -5,7 +5,7 @@ Only `Lease` runs in a thread of its own, because a forward pass may outlast a l
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisSilent
 from tinsmith.protocol import keys
 from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result
+from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
 
 from tinsmith_worker.usage import sample_usage
 
@@ -66,7 +67,7 @@ class Queue:
         self.patient = True
         """Whether a result waits for a Redis that is away; false once the worker is to stop."""
         self._ctl_last = "0"
-        for name in ("take", "done", "snap", "adopt", "close_gap", "sample_done"):
+        for name in ("take", "done", "snap", "adopt", "close_gap", "sample_done", "point_slot"):
             script = self.redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
             setattr(self, f"_{name}", script)
 
@@ -164,6 +165,10 @@ class Queue:
         if answer is None:
             raise Fenced(run_id)
         return cast(bytes, answer).decode()
+
+    def point_slot(self, run_id: str, seq_id: int, folder: str) -> None:
+        """The folder that the run's inflight samplers use from now on, unless a later op was first."""
+        self._run("point_slot", run_id, seq_id, folder)
 
     def close_gap(self, run_id: str, epoch: int, missing: Result, behind: Result) -> int:
         args = (self.worker, epoch, run_id, missing.data, behind.data, RESULT_TTL_MS)
@@ -270,6 +275,13 @@ class Queue:
         return SampleTicket(
             base_model=base_model, entry_id=entry_id.decode(), request_id=request_id, body=body
         )
+
+    def keep_sequences(self, records: Mapping[str, Recorded]) -> None:
+        """For a day, by sequence id."""
+        pipe = self.redis.pipeline(transaction=False)
+        for sequence_id, record in records.items():
+            pipe.set(keys.sequence(sequence_id), msgspec.msgpack.encode(record), ex=RECORD_SECONDS)
+        pipe.execute()
 
     def sample_done(self, ticket: SampleTicket, result: Result) -> None:
         used = sample_usage(ticket.body, result)

@@ -12,6 +12,8 @@ from tinsmith.protocol import tensors
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.errors import TinsmithError
 from tinsmith.protocol.jobs import Content, Result, SampleJob, failure
+from tinsmith.protocol.paths import sequence_id
+from tinsmith.protocol.provenance import Recorded
 
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.prompt_scores import TopK
@@ -70,6 +72,10 @@ class SamplingDesk:
             return
         for finished in answers:
             ticket = self._tickets[finished.request_id]
+            if records := _records(finished, ticket.body):
+                self.queue.keep_sequences(
+                    records
+                )  # before the answer: a loss may ask for them at once
             self._finish(finished.request_id, _result(finished, ticket.body))
 
     def _fail_all(self, error: Exception) -> None:
@@ -136,6 +142,7 @@ class SamplingDesk:
             topk_sample_logprobs=job.topk_sample_logprobs,
             prompt_logprobs_last_n=job.prompt_logprobs_last_n,
             targets=_targets(job),
+            prompt_alt_tokens_k=job.prompt_alt_tokens_k,
         )
 
     def _finish(self, request_id: str, result: Result) -> None:
@@ -147,6 +154,21 @@ def _targets(job: SampleJob) -> TargetCells | None:
         return None
     tensor = pb.Tensor.FromString(job.target_prompt_logprobs)
     return TargetCells(*tensors.target_cells(tensor, len(job.prompt) - 1))
+
+
+def _records(finished: Finished, body: bytes) -> dict[str, Recorded]:
+    """What a loss may want to know of the sequences later, if the request said so."""
+    job = msgspec.json.decode(body, type=SampleJob)
+    if not job.record:
+        return {}
+    return {
+        sequence_id(finished.request_id, index): Recorded(
+            prompt_length=len(job.prompt),
+            tokens=np.asarray(one.tokens, "<i4").tobytes(),
+            logprobs=np.asarray(one.logprobs, "<f4").tobytes(),
+        )
+        for index, one in enumerate(finished.sequences)
+    }
 
 
 def _result(finished: Finished, body: bytes) -> Result:
@@ -173,6 +195,10 @@ def _result(finished: Finished, body: bytes) -> Result:
         response.target_prompt_logprobs.CopyFrom(
             tensors.in_cells(layout, finished.scores.target_logprobs)
         )
+    if finished.scores.alternatives is not None:
+        drawn = finished.scores.alternatives
+        response.prompt_alt_tokens.tokens.CopyFrom(tensors.encode_tensor(drawn.token_ids))
+        response.prompt_alt_tokens.logprobs.CopyFrom(tensors.encode_tensor(drawn.logprobs))
     return Result(data=response.SerializeToString(), content=Content.SAMPLE)
 
 

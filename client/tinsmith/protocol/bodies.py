@@ -61,6 +61,7 @@ class LoraConfig(Body, kw_only=True, frozen=True):
 
 class OptimizerConfig(Body, kw_only=True, frozen=True):
     type: str = "adamw"
+    version: int = 1
 
 
 class CreateModel(Body, kw_only=True, frozen=True):
@@ -105,6 +106,12 @@ class AdamParams(Body, kw_only=True, frozen=True):
     beta2: float = 0.95
     eps: float = 1e-12
     weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+class DimuonParams(Body, kw_only=True, frozen=True):
+    learning_rate: float
+    beta1: float = 0.9
     grad_clip_norm: float = 0.0
 
 
@@ -213,7 +220,7 @@ class Sample(Body, kw_only=True, frozen=True):
     target_prompt_logprobs: JsonTensor | None = None
     prompt_alt_tokens_k: int = 0
     prompt_logprobs_last_n: int | None = None
-    record_stability_info: bool = False
+    record_stability_info: bool | None = None
 
 
 class Submitted(Answer, kw_only=True, frozen=True):

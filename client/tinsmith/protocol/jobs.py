@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from tinsmith.protocol.bodies import AdamParams, Body, SamplingParams
+from tinsmith.protocol.bodies import AdamParams, Body, DimuonParams, SamplingParams
 
 
 class Kind(StrEnum):
@@ -92,25 +92,34 @@ class AdapterSpec(Body, kw_only=True, frozen=True):
 
 class CreateModelJob(Body, kw_only=True, frozen=True):
     adapter: AdapterSpec
+    optimizer: str = "adamw"
 
 
 class LoadJob(Body, kw_only=True, frozen=True):
-    """Replace a run's weights by a checkpoint's; a new run (seq 0) takes its shape from it."""
+    """Replace a run's weights by a checkpoint's; a new run (seq 0) takes its shape from it.
+
+    Without the optimizer's state, the run goes on with a fresh one of `optimizer_type`.
+    """
 
     prefix: str
     path: str
     optimizer: bool
     base_model: str
+    optimizer_type: str = "adamw"
 
 
 class OptimStepJob(Body, kw_only=True, frozen=True):
-    adam: AdamParams
+    """Params of the run's own optimizer."""
+
+    adam: AdamParams | None = None
+    muon: DimuonParams | None = None
 
 
 class SaveJob(Body, kw_only=True, frozen=True):
     """Write the run's weights below `prefix`, then answer `answer` as it stands.
 
-    With `behind` the answer comes first: the run's log holds the save until the store has it.
+    With `behind` the answer comes first: the run's log holds the save until the store has it. With
+    `inflight` the run's inflight samplers go on with these weights.
     External ones are for use elsewhere, encrypted to the recipients if there are any.
     """
 
@@ -118,6 +127,7 @@ class SaveJob(Body, kw_only=True, frozen=True):
     optimizer: bool
     answer: dict[str, str]
     behind: bool = False
+    inflight: bool = False
     external: bool = False
     recipients: list[str] | None = None
 
@@ -143,6 +153,9 @@ class SampleJob(Body, kw_only=True, frozen=True):
     topk_sample_logprobs: int = 0
     prompt_logprobs_last_n: int | None = None
     target_prompt_logprobs: bytes | None = None  # protobuf Tensor of token ids
+    prompt_alt_tokens_k: int = 0
+    record: bool = False
+    """Whether the sequences are kept for a day, for losses that need what was known when sampling."""
 
 
 class ModelCard(Body, kw_only=True, frozen=True):

@@ -16,6 +16,9 @@
 | smp:{base} | STREAM + group | sampling jobs |
 | comp:{sampling session}:{clone} | LIST | completions in order, for retrieve_futures |
 | trace:{session} | LIST | finished requests: kind, request, submitted, ended (microseconds), state, tokens |
+| slot:{run} | HASH | seq and folder of the weights that the run's inflight samplers use |
+| seqinfo:{sequence} | STRING, a day | what was known of a recorded sequence when it was sampled |
+| noted:{run} | STRING, a day | that its client was told whose rule stable_reinforce is here |
 | clones:{sampling session} | STRING | how many clients have joined it |
 | usage | HASH | tokens by `hour|tenant|session|kind|base model`, not yet in the database |
 | usage:batches, usage:{batch} | SET, HASH | the same, on their way there |
@@ -92,6 +95,18 @@ def trace(session_id: str) -> str:
 
 def clones(sampling_session_id: str) -> str:
     return f"clones:{sampling_session_id}"
+
+
+def slot(run_id: str) -> str:
+    return f"slot:{run_id}"
+
+
+def sequence(sequence_id: str) -> str:
+    return f"seqinfo:{sequence_id}"
+
+
+def noted(run_id: str) -> str:
+    return f"noted:{run_id}"
 
 
 def usage_batch(batch: str) -> str:

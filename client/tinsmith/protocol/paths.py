@@ -55,6 +55,10 @@ def sampling_session_id(session_id: str, seq_id: int) -> str:
     return f"{session_id}:sample:{seq_id}"
 
 
+def custom_loss_id(session_id: str, seq_id: int) -> str:
+    return f"{session_id}:loss:{seq_id}"
+
+
 def sequence_id(request_id: str, index: int) -> str:
     return f"{request_id}:{index}"
 

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.errors import BadRequest, Unprocessable
+from tinsmith.protocol.provenance import check_spans
 
 Array = npt.NDArray[np.generic]
 IntArray = npt.NDArray[np.int32]
@@ -76,6 +77,8 @@ def _datum(datum: pb.Datum, where: str) -> DecodedDatum:
         name: decode_tensor(tensor, f"{where}.loss_fn_inputs.{name}")
         for name, tensor in datum.loss_fn_inputs.items()
     }
+    if "target_tokens" in inputs:
+        check_spans(datum, tokens.size, inputs["target_tokens"].shape[0], where)
     return DecodedDatum(tokens.astype(np.int32), inputs)
 
 

@@ -92,6 +92,7 @@ async def _insert(
         organization_id=user.organization_id,
         base_model=run.base_model,
         lora_rank=run.lora_rank,
+        optimizer=run.optimizer,
         train_attn=run.train_attn,
         train_mlp=run.train_mlp,
         train_unembed=run.train_unembed,

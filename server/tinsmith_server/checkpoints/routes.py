@@ -15,6 +15,7 @@ from tinsmith_server.checkpoints import repository
 from tinsmith_server.checkpoints.ttl import expiry
 from tinsmith_server.paging import Limit, Offset, cursor
 from tinsmith_server.runs import repository as runs
+from tinsmith_server.runs.optimizers import config_of
 from tinsmith_server.service import Served
 from tinsmith_server.wire import answer, read
 
@@ -42,7 +43,7 @@ async def weights_info(request: Request, user: User, service: Served) -> Respons
         train_unembed=run.train_unembed,
         train_mlp=run.train_mlp,
         train_attn=run.train_attn,
-        optimizer_config={"type": "adamw"},
+        optimizer_config=config_of(run),
     )
     return answer(info)
 

@@ -1,11 +1,12 @@
 """Saving: named checkpoints, and the weights behind an unnamed sampler."""
 
 import uuid
+from datetime import timedelta
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.bodies import (
     Addressed,
@@ -28,7 +29,7 @@ from tinsmith.protocol.paths import (
 from tinsmith_server.auth import Caller, User
 from tinsmith_server.checkpoints import repository
 from tinsmith_server.checkpoints.ttl import expiry
-from tinsmith_server.db import Checkpoint, SamplingSession, TrainingRun
+from tinsmith_server.db import Checkpoint, SamplingSession, TrainingRun, now
 from tinsmith_server.runs.ops import MakeBody, submit_op
 from tinsmith_server.service import Served, Service
 from tinsmith_server.sessions.routes import metadata
@@ -36,6 +37,8 @@ from tinsmith_server.wire import answer, decode, read_body
 
 router = APIRouter()
 _MAX_RECIPIENTS = 10
+INFLIGHT = "inflight"
+_OLDER_STAY = timedelta(hours=1)
 _ANSWERS = {
     CheckpointKind.TRAINING: "save_weights",
     CheckpointKind.SAMPLER: "save_weights_for_sampler",
@@ -63,8 +66,10 @@ async def save_weights_for_sampler(request: Request, user: User, service: Served
 
     async def make(run: TrainingRun) -> bytes:
         body = decode(raw, SaveWeightsForSampler)
-        if body.kind != "snapshot":
-            raise Unsupported(f"kind: {body.kind[:40]!r} is not offered; use 'snapshot'.")
+        if body.kind not in ("snapshot", INFLIGHT):
+            raise Unsupported(f"kind: {body.kind[:40]!r} is neither 'snapshot' nor 'inflight'.")
+        if body.path is not None and body.kind == INFLIGHT:
+            raise BadRequest("path: inflight weights have no name; leave it out.")
         if body.path is not None:
             return await _named(service, user, run, body, CheckpointKind.SAMPLER, overwrite=False)
         if body.sampling_session_seq_id is None:
@@ -135,8 +140,10 @@ async def _unnamed(
 ) -> bytes:
     """A retry brings another session_seq_id under the same seq_id; the first one stands."""
     row = _row(user, run, body, CheckpointKind.SAMPLER, None)
-    session_id = session_of(run.id)
+    session_id, inflight = session_of(run.id), body.kind == INFLIGHT
     async with service.db.begin() as sql:
+        if inflight:
+            await _let_older_go(sql, run, row.request_id)
         row = await _insert(sql, row)
         sampler = await _sampler_of(sql, row.request_id)
         if sampler is None:
@@ -147,10 +154,22 @@ async def _unnamed(
                 base_model=run.base_model,
                 checkpoint_id=row.id,
                 request_id=row.request_id,
+                slot_run_id=run.id if inflight else None,
             )
             sql.add(sampler)
     payload = {"type": "save_weights_for_sampler", "sampling_session_id": sampler.id}
-    return _job(row, payload, optimizer=False, behind=True)
+    return _job(row, payload, optimizer=False, behind=True, inflight=inflight)
+
+
+async def _let_older_go(sql: AsyncSession, run: TrainingRun, request_id: str) -> None:
+    """Weights that newer ones are about to replace; samples on their way may use them a while yet."""
+    mine = select(SamplingSession.checkpoint_id).where(SamplingSession.slot_run_id == run.id)
+    older = (
+        Checkpoint.id.in_(mine)
+        & Checkpoint.expires_at.is_(None)
+        & (Checkpoint.request_id != request_id)
+    )
+    await sql.execute(update(Checkpoint).where(older).values(expires_at=now() + _OLDER_STAY))
 
 
 def _row(

@@ -56,7 +56,10 @@ class Checkpoints:
     async def _delete_files(self, row: Checkpoint) -> None:
         """Unless a sampler still stands on them."""
         async with self._db.begin() as sql:
-            used = select(SamplingSession.id).where(SamplingSession.checkpoint_id == row.id)
+            stands = (SamplingSession.checkpoint_id == row.id) & SamplingSession.slot_run_id.is_(
+                None
+            )
+            used = select(SamplingSession.id).where(stands)
             if await sql.scalar(used.limit(1)):
                 return
         await self._storage.delete_folder(prefix(row))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.jobs import Content, Result, encode
-from tinsmith.protocol.tensors import decode_outputs
+from tinsmith.protocol.tensors import decode_outputs, decode_tensor
 
 _REASONS = {pb.STOP_REASON_STOP: "stop", pb.STOP_REASON_LENGTH: "length"}
 
@@ -51,6 +51,12 @@ def _sample(response: pb.SampleResponse) -> dict[str, Any]:
         answer["topk_prompt_logprobs"] = _topk(response.topk_prompt_logprobs)
     if response.HasField("target_prompt_logprobs"):
         answer["target_prompt_logprobs"] = _tensor(response.target_prompt_logprobs)
+    if response.HasField("prompt_alt_tokens"):
+        drawn = response.prompt_alt_tokens
+        answer["prompt_alt_tokens"] = {
+            "tokens": decode_tensor(drawn.tokens, "tokens").tolist(),
+            "logprobs": decode_tensor(drawn.logprobs, "logprobs").tolist(),
+        }
     return answer
 
 

@@ -8,9 +8,24 @@ from tinsmith.protocol.errors import BadRequest
 from tinsmith.protocol.json_tensors import fill_tensor, to_bytes
 
 
+class JsonSpanned(Body, kw_only=True, frozen=True):
+    sequence_id: str
+    offset: int
+    length: int
+
+
+class JsonSpan(Body, kw_only=True, frozen=True):
+    """One of the two."""
+
+    prompt_tokens: JsonSpanned | None = None
+    sampled_tokens: JsonSpanned | None = None
+
+
 class JsonDatum(Body, kw_only=True, frozen=True):
     model_input: ModelInput
     loss_fn_inputs: dict[str, JsonTensor]
+    model_input_spans: list[JsonSpan] | None = None
+    loss_fn_input_spans: list[JsonSpan] | None = None
 
 
 class JsonInput(Body, kw_only=True, frozen=True):
@@ -55,3 +70,17 @@ def _add(message: pb.ForwardBackwardRequest, datum: JsonDatum, where: str) -> No
         made.model_input.add().encoded_text.tokens = to_bytes(chunk.tokens, "<i4", where)
     for name, tensor in datum.loss_fn_inputs.items():
         fill_tensor(made.loss_fn_inputs[name], tensor, f"{where}.loss_fn_inputs.{name}")
+    for name in ("model_input_spans", "loss_fn_input_spans"):
+        for index, span in enumerate(getattr(datum, name) or ()):
+            _fill_span(getattr(made, name).add(), span, f"{where}.{name}[{index}]")
+
+
+def _fill_span(message: pb.ProvenanceSpan, span: JsonSpan, where: str) -> None:
+    if (span.prompt_tokens is None) is (span.sampled_tokens is None):
+        raise BadRequest(f"{where}: give prompt_tokens or sampled_tokens.")
+    given = span.prompt_tokens or span.sampled_tokens
+    assert given is not None
+    into = message.prompt_tokens if span.prompt_tokens else message.sampled_tokens
+    if not all(-(1 << 63) <= one < 1 << 63 for one in (given.offset, given.length)):
+        raise BadRequest(f"{where}: offset and length must be whole numbers of 64 bits.")
+    into.sequence_id, into.offset, into.length = given.sequence_id, given.offset, given.length

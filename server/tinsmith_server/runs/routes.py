@@ -7,13 +7,11 @@ from fastapi.responses import Response
 from tinsmith.protocol import tensors
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.bodies import (
-    AdamParams,
     Addressed,
     CreateModel,
     LoadWeights,
     LoraConfig,
     ModelData,
-    OptimizerConfig,
     OptimStep,
     RunInfo,
     RunRef,
@@ -27,7 +25,6 @@ from tinsmith.protocol.jobs import (
     Kind,
     LoadJob,
     ModelCard,
-    OptimStepJob,
     encode,
 )
 from tinsmith.protocol.paths import CheckpointKind, TinkerPath, run_id, training_request_id
@@ -35,10 +32,13 @@ from tinsmith.protocol.paths import CheckpointKind, TinkerPath, run_id, training
 from tinsmith_server.auth import Caller, User
 from tinsmith_server.checkpoints import repository as checkpoints
 from tinsmith_server.db import TrainingRun
+from tinsmith_server.losses import routes as custom_losses
 from tinsmith_server.models.routes import model_card
 from tinsmith_server.runs import repository
 from tinsmith_server.runs.json_forward import JsonForwardBackward, to_message
 from tinsmith_server.runs.ops import submit_op
+from tinsmith_server.runs.optimizers import chosen, config_of, step_of
+from tinsmith_server.runs.stability import STABLE_REINFORCE, note_headers, with_recorded
 from tinsmith_server.service import Served, Service
 from tinsmith_server.sessions.repository import open_session
 from tinsmith_server.sessions.routes import metadata
@@ -56,12 +56,13 @@ async def create_model(request: Request, user: User, service: Served) -> Respons
         raise Unsupported("lora_config: full fine-tuning is not supported; give a LoRA config.")
     card = await model_card(service.bus, body.base_model)
     _check_lora(lora, card)
-    check_optimizer(body.optimizer_config)
+    optimizer = chosen(body.optimizer_config)
     _check_model_seq(body.model_seq_id)
     run = TrainingRun(
         id=run_id(body.session_id, body.model_seq_id),
         session_id=body.session_id,
         organization_id=user.organization_id,
+        optimizer=optimizer,
         base_model=card.name,
         lora_rank=lora.rank,
         train_attn=lora.train_attn,
@@ -78,7 +79,7 @@ async def create_model(request: Request, user: User, service: Served) -> Respons
         train_mlp=lora.train_mlp,
         train_unembed=lora.train_unembed,
     )
-    job_body = encode(CreateModelJob(adapter=spec))
+    job_body = encode(CreateModelJob(adapter=spec, optimizer=optimizer))
     return await _found_run(service, user, run, Kind.CREATE_MODEL, job_body)
 
 
@@ -106,11 +107,6 @@ def _check_lora(lora: LoraConfig, card: ModelCard) -> None:
         raise BadRequest("lora_config: set one of train_attn, train_mlp and train_unembed.")
 
 
-def check_optimizer(config: OptimizerConfig | None) -> None:
-    if config is not None and config.type != "adamw":
-        raise Unsupported(f"optimizer_config.type: {config.type[:40]!r} is not offered; use adamw.")
-
-
 def _check_model_seq(model_seq_id: int) -> None:
     if not 0 <= model_seq_id < 1_000_000_000:
         raise BadRequest(f"model_seq_id: {model_seq_id} is not from 0 to 999999999.")
@@ -124,7 +120,7 @@ async def load_weights(request: Request, user: User, service: Served) -> Respons
         op = Addressed(model_id=body.model_id, seq_id=body.seq_id)
 
         async def make(run: TrainingRun) -> bytes:
-            job, source = await _load_job(service, user, body)
+            job, source = await _load_job(service, user, body, run.optimizer)
             if (source.base_model, source.lora_rank) != (run.base_model, run.lora_rank):
                 raise BadRequest(
                     f"path: {body.path} is of {source.base_model} with rank {source.lora_rank}, "
@@ -136,13 +132,14 @@ async def load_weights(request: Request, user: User, service: Served) -> Respons
         return answer(Submitted(request_id=request_id, model_id=op.model_id))
     if body.session_id is None or body.model_seq_id is None:
         raise BadRequest("load_weights: give session_id and model_seq_id, or model_id and seq_id.")
-    job, source = await _load_job(service, user, body)
-    check_optimizer(body.optimizer_config)
+    wanted = chosen(body.optimizer_config) if body.optimizer_config else None
+    job, source = await _load_job(service, user, body, wanted)
     _check_model_seq(body.model_seq_id)
     run = TrainingRun(
         id=run_id(body.session_id, body.model_seq_id),
         session_id=body.session_id,
         organization_id=user.organization_id,
+        optimizer=job.optimizer_type,
         base_model=source.base_model,
         lora_rank=source.lora_rank,
         train_attn=source.train_attn,
@@ -154,9 +151,9 @@ async def load_weights(request: Request, user: User, service: Served) -> Respons
 
 
 async def _load_job(
-    service: Service, user: Caller, body: LoadWeights
+    service: Service, user: Caller, body: LoadWeights, optimizer: str | None
 ) -> tuple[LoadJob, TrainingRun]:
-    """The job, and the run that the checkpoint came from."""
+    """The job, and the run that the checkpoint came from, whose type of optimizer is the default."""
     if body.weights_access_token is not None:
         raise Unsupported("weights_access_token: loading another account's weights is not offered.")
     path = TinkerPath.parse(body.path)
@@ -166,11 +163,17 @@ async def _load_job(
         checkpoint, source = await checkpoints.ready_at(sql, user, path)
     if body.base_model not in (None, source.base_model):
         raise BadRequest(f"base_model: {body.path} is of {source.base_model}.")
+    if body.optimizer and optimizer not in (None, source.optimizer):
+        raise BadRequest(
+            f"optimizer: {body.path} has the state of {source.optimizer}, and this run uses "
+            f"{optimizer}; load it without."
+        )
     job = LoadJob(
         prefix=checkpoints.prefix(checkpoint),
         path=body.path,
         optimizer=body.optimizer,
         base_model=source.base_model,
+        optimizer_type=optimizer or source.optimizer,
     )
     return job, source
 
@@ -185,7 +188,7 @@ async def get_info(request: Request, user: User, service: Served) -> Response:
     info = RunInfo(
         model_data=data,
         model_id=run.id,
-        optimizer_config={"type": "adamw"},
+        optimizer_config=config_of(run),
         is_lora=True,
         lora_rank=run.lora_rank,
         model_name=run.base_model,
@@ -203,13 +206,25 @@ async def forward_backward(request: Request, user: User, service: Served) -> Res
     message = tensors.parse_forward_backward(raw)
     op = Addressed(model_id=message.model_id, seq_id=message.seq_id)
 
-    async def make(_: TrainingRun) -> bytes:
-        return raw
+    async def make(run: TrainingRun) -> bytes:
+        return await _with_loss(service, user, run, message, raw)
 
     kind = Kind.FORWARD if message.forward_only else Kind.FORWARD_BACKWARD
     num_tokens = tensors.num_tokens(message)
     request_id = await submit_op(service, user, op, kind, make, num_tokens)
-    return answer(Submitted(request_id=request_id, model_id=op.model_id))
+    headers = await note_headers(service, op.model_id, message.loss_fn)
+    return answer(Submitted(request_id=request_id, model_id=op.model_id), headers=headers)
+
+
+async def _with_loss(
+    service: Service, user: Caller, run: TrainingRun, message: pb.ForwardBackwardRequest, raw: bytes
+) -> bytes:
+    """The request with whatever its loss needs from here."""
+    if message.loss_fn == custom_losses.CUSTOM:
+        return await custom_losses.with_graph(service, user, run, message, raw)
+    if message.loss_fn == STABLE_REINFORCE:
+        return await with_recorded(service, run, message)
+    return raw
 
 
 async def _forward_backward_json(raw: bytes, user: Caller, service: Service) -> Response:
@@ -220,15 +235,17 @@ async def _forward_backward_json(raw: bytes, user: Caller, service: Service) -> 
     except TinsmithError as error:
         message = error
 
-    async def make(_: TrainingRun) -> bytes:
+    async def make(run: TrainingRun) -> bytes:
         if isinstance(message, TinsmithError):
             raise message
-        return message.SerializeToString()
+        return await _with_loss(service, user, run, message, message.SerializeToString())
 
     # Whether it wants a gradient stands inside the message; the worker reads it there.
     num_tokens = 0 if isinstance(message, TinsmithError) else tensors.num_tokens(message)
     request_id = await submit_op(service, user, op, Kind.FORWARD_BACKWARD, make, num_tokens)
-    return answer(Submitted(request_id=request_id, model_id=op.model_id))
+    loss_fn = "" if isinstance(message, TinsmithError) else message.loss_fn
+    headers = await note_headers(service, op.model_id, loss_fn)
+    return answer(Submitted(request_id=request_id, model_id=op.model_id), headers=headers)
 
 
 @router.post("/optim_step")
@@ -237,12 +254,8 @@ async def optim_step(request: Request, user: User, service: Served) -> Response:
     raw = await read_body(request)
     op = decode(raw, Addressed)
 
-    async def make(_: TrainingRun) -> bytes:
-        body = decode(raw, OptimStep)
-        if body.optimizer_params is not None:
-            name = body.optimizer_params.get("type")
-            raise Unsupported(f"optimizer_params.type: {name!r} is not offered; use adam_params.")
-        return encode(OptimStepJob(adam=body.adam_params or AdamParams()))
+    async def make(run: TrainingRun) -> bytes:
+        return encode(step_of(decode(raw, OptimStep), run))
 
     request_id = await submit_op(service, user, op, Kind.OPTIM_STEP, make)
     return answer(Submitted(request_id=request_id, model_id=op.model_id))

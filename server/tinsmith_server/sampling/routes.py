@@ -29,7 +29,7 @@ from tinsmith_server.checkpoints import repository as checkpoints
 from tinsmith_server.db import SamplingSession
 from tinsmith_server.models.routes import model_card
 from tinsmith_server.sampling.repository import owned_by
-from tinsmith_server.service import Served
+from tinsmith_server.service import Served, Service
 from tinsmith_server.sessions.repository import open_session, still_open
 from tinsmith_server.wire import answer, decode, read, read_body
 
@@ -102,7 +102,7 @@ async def asample(request: Request, user: User, service: Served) -> Response:
             run_id=row.id,
             seq_id=address.seq_id,
             kind=Kind.SAMPLE,
-            body=encode(_sample_job(decode(raw, Sample), row)),
+            body=encode(_sample_job(decode(raw, Sample), row, await _weights(service, row))),
         )
         await service.bus.submit_sample(user.organization_id, row.base_model, job, clone_id)
     except TinsmithError as error:
@@ -113,13 +113,19 @@ async def asample(request: Request, user: User, service: Served) -> Response:
     return answer(Submitted(request_id=request_id, sample_sequence_ids=ids))
 
 
-def _sample_job(body: Sample, row: SamplingSession) -> SampleJob:
+async def _weights(service: Service, row: SamplingSession) -> str | None:
+    """The folder to sample from: of an inflight sampler, the newest of its run."""
+    if row.slot_run_id and (newest := await service.bus.newest_weights(row.slot_run_id)):
+        return newest
+    return checkpoint_prefix(row.checkpoint_id) if row.checkpoint_id else None
+
+
+def _sample_job(body: Sample, row: SamplingSession, prefix: str | None) -> SampleJob:
     """Everything a worker needs; the seed is fixed here, so that a repeat gives the same tokens."""
-    _refuse_unsupported(body)
     seed = body.sampling_params.seed
     return SampleJob(
         base_model=row.base_model,
-        adapter_prefix=checkpoint_prefix(row.checkpoint_id) if row.checkpoint_id else None,
+        adapter_prefix=prefix,
         prompt=_tokens(body),
         num_samples=body.num_samples,
         params=body.sampling_params,
@@ -129,6 +135,8 @@ def _sample_job(body: Sample, row: SamplingSession) -> SampleJob:
         topk_sample_logprobs=body.topk_sample_logprobs,
         prompt_logprobs_last_n=body.prompt_logprobs_last_n,
         target_prompt_logprobs=_targets(body),
+        prompt_alt_tokens_k=body.prompt_alt_tokens_k,
+        record=bool(body.record_stability_info),
     )
 
 
@@ -139,16 +147,6 @@ def _targets(body: Sample) -> bytes | None:
     message = pb.Tensor()
     fill_tensor(message, body.target_prompt_logprobs, "target_prompt_logprobs")
     return message.SerializeToString()
-
-
-def _refuse_unsupported(body: Sample) -> None:
-    asked = {
-        "prompt_alt_tokens_k": body.prompt_alt_tokens_k != 0,
-        "record_stability_info": body.record_stability_info,
-    }
-    for name, wanted in asked.items():
-        if wanted:
-            raise Unsupported(f"{name}: this version of Tinsmith does not offer it; leave it out.")
 
 
 def _tokens(body: Sample) -> list[int]:

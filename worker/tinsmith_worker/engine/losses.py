@@ -16,9 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tinsmith_worker.engine import custom_loss
+from tinsmith_worker.engine.loss_program import Program
 from tinsmith_worker.engine.values import Datum, InvalidInput
 
 Inputs = Mapping[str, Tensor]
+TRUNCATION = 2.0
+"""The largest importance weight of stable_reinforce."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,11 @@ class DROConfig:
 class GSPOConfig:
     clip_low_threshold: float = 0.8  # ours: as for ppo
     clip_high_threshold: float = 1.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StableReinforceConfig:
+    kl_coeff: float = 0.0  # ours
 
 
 def cross_entropy(logprobs: Tensor, inputs: Inputs, config: NoConfig) -> Tensor:
@@ -89,6 +98,17 @@ def gspo(logprobs_N: Tensor, inputs: Inputs, config: GSPOConfig) -> Tensor:
     return clipped(ratio_N, inputs, config)
 
 
+def stable_reinforce(logprobs_N: Tensor, inputs: Inputs, config: StableReinforceConfig) -> Tensor:
+    """-sum stopgrad(min(r, 2)) A log p + kl/2 sum (log p - log q)^2 over sampled tokens. A rule of ours.
+
+    q are the log-probabilities recorded at sampling time. The weights are truncated as in Ionides
+    (2008); the second term's gradient is that of KL(p, q) where the tokens are p's own.
+    """
+    log_ratio_N = (logprobs_N - inputs["logprobs"]).masked_fill(inputs["sampled"] == 0, 0.0)
+    weight_N = log_ratio_N.detach().exp().clamp(max=TRUNCATION) * inputs["advantages"]
+    return -(weight_N * logprobs_N).sum() + 0.5 * config.kl_coeff * log_ratio_N.square().sum()
+
+
 def importance_ratio(logprobs_N: Tensor, inputs: Inputs) -> Tensor:
     """p/q per token, 1 where the advantage is 0.
 
@@ -122,6 +142,20 @@ class Loss:
     """The input whose zero leaves a token without gradient."""
     whole_datum: bool = False
     """Whether one token's gradient depends on the datum's other tokens."""
+    two_dimensional: bool = False
+    """Whether it scores [N, K] candidates."""
+    open_inputs: bool = False
+    """Whether it may read inputs of any name and shape."""
+
+    def gradient(self, logprobs: Tensor, inputs: Inputs, config: Any) -> Tensor:
+        """d loss / d log p. Raises InvalidInput where a loss of the caller's own fails."""
+        if self.config is Program:
+            return custom_loss.gradient(logprobs, inputs, config)
+        leaf = logprobs.detach().requires_grad_()
+        with torch.enable_grad():
+            total = self.function(leaf, inputs, config)
+        [grad] = torch.autograd.grad(total, leaf)
+        return grad
 
     def idle(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.bool_]:
         if self.idle_at_zero is None:
@@ -133,12 +167,20 @@ class Loss:
 _RL, _A = ("logprobs", "advantages"), "advantages"
 _CLIPS = ("clip_low_threshold", "clip_high_threshold")
 LOSSES = {
-    "cross_entropy": Loss(cross_entropy, NoConfig, ("weights",), (), "weights"),
+    "cross_entropy": Loss(
+        cross_entropy, NoConfig, ("weights",), (), "weights", two_dimensional=True
+    ),
     "importance_sampling": Loss(importance_sampling, NoConfig, _RL, (), _A),
     "ppo": Loss(ppo, PPOConfig, _RL, _CLIPS, _A),
     "cispo": Loss(cispo, CISPOConfig, _RL, _CLIPS, _A),
     "dro": Loss(dro, DROConfig, _RL),
     "gspo": Loss(gspo, GSPOConfig, _RL, (*_CLIPS, "sequence_ratio_mask"), _A, whole_datum=True),
+    "stable_reinforce": Loss(
+        stable_reinforce, StableReinforceConfig, ("logprobs", "advantages", "sampled")
+    ),
+    "custom": Loss(
+        custom_loss.loss, Program, (), whole_datum=True, two_dimensional=True, open_inputs=True
+    ),
 }
 
 
@@ -151,6 +193,8 @@ def find(name: str) -> Loss:
 def configure(name: str, given: Mapping[str, float | str]) -> Any:
     """The loss's config; a misspelt key must not train quietly with the default."""
     config = find(name).config
+    if config is Program:
+        return custom_loss.configure(given)
     known = [one.name for one in fields(config)]
     for key, value in given.items():
         if key not in known:
@@ -176,12 +220,14 @@ def validate(data: list[Datum], name: str, vocab_size: int, max_context: int) ->
             raise InvalidInput(
                 f"{where}.loss_fn_inputs: {name} needs {', '.join(sorted(missing))}."
             )
-        if unknown:
+        if unknown and not loss.open_inputs:
             raise InvalidInput(
                 f"{where}.loss_fn_inputs: {name} knows no {', '.join(sorted(unknown))}; "
                 f"it takes {', '.join(sorted(names))}."
             )
-        _validate_inputs(datum, where, two_dimensional=name == "cross_entropy")
+        _validate_targets(datum, where, loss.two_dimensional)
+        if not loss.open_inputs:
+            _validate_inputs(datum, where)
         _validate_ids(
             datum.inputs["target_tokens"], f"{where}.loss_fn_inputs.target_tokens", vocab_size
         )
@@ -205,8 +251,7 @@ def _validate_ids(ids: Any, where: str, vocab_size: int) -> None:
         )
 
 
-def _validate_inputs(datum: Datum, where: str, two_dimensional: bool) -> None:
-    length = datum.tokens.size
+def _validate_targets(datum: Datum, where: str, two_dimensional: bool) -> None:
     targets = datum.inputs["target_tokens"]
     if not np.issubdtype(targets.dtype, np.integer):
         raise InvalidInput(f"{where}.loss_fn_inputs.target_tokens: token ids must be int64.")
@@ -215,6 +260,15 @@ def _validate_inputs(datum: Datum, where: str, two_dimensional: bool) -> None:
             f"{where}.loss_fn_inputs.target_tokens: shape {list(targets.shape)} is not [N]"
             + (" or [N, K]." if two_dimensional else ".")
         )
+    if targets.shape[0] != datum.tokens.size:
+        raise InvalidInput(
+            f"{where}.loss_fn_inputs.target_tokens: shape {list(targets.shape)} does not go with "
+            f"{datum.tokens.size} input tokens."
+        )
+
+
+def _validate_inputs(datum: Datum, where: str) -> None:
+    length, targets = datum.tokens.size, datum.inputs["target_tokens"]
     for name, array in datum.inputs.items():
         if array.shape[:1] != (length,) or array.shape != targets.shape:
             raise InvalidInput(

@@ -3,7 +3,7 @@
 Legend: P pairs: every target of every datum, in order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,9 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tinsmith_worker.engine import custom_loss
 from tinsmith_worker.engine.adapter import Adapter, Gradient
 from tinsmith_worker.engine.batching import Group
 from tinsmith_worker.engine.head import Ints, Pairs, Weigh
+from tinsmith_worker.engine.loss_program import Program
 from tinsmith_worker.engine.losses import Loss
 from tinsmith_worker.engine.packed import Segment
 from tinsmith_worker.engine.values import Datum
@@ -85,31 +87,42 @@ class MicroBatch:
         if not loss.whole_datum:
             inputs = self._inputs(loss, config, logprobs_P.device)
             return loss.function(logprobs_P, inputs, config)
-        parts = torch.split(logprobs_P, [rows.size for rows in self._rows])
-        return torch.stack(
-            [
-                loss.function(part, _tensors(datum.inputs, logprobs_P.device), config)
-                for part, datum in zip(parts, self._data, strict=True)
-            ]
-        ).sum()
+        each = self._each(logprobs_P)
+        return torch.stack([loss.function(part, own, config) for part, own in each]).sum()
+
+    def report(self, logprobs_P: Tensor, program: Program) -> tuple[Tensor, dict[str, float]]:
+        """A custom loss, and the sums of its metrics."""
+        sums: dict[str, float] = {}
+        losses = []
+        for part, own in self._each(logprobs_P):
+            loss, metrics = custom_loss.report(part, own, program)
+            losses.append(loss)
+            for key, value in metrics.items():
+                sums[key] = sums.get(key, 0.0) + value
+        return torch.stack(losses).sum(), sums
+
+    def _each(self, logprobs_P: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Datum by datum: its log p, and all its inputs."""
+        parts = torch.split(
+            logprobs_P, [datum.inputs["target_tokens"].size for datum in self._data]
+        )
+        for part, datum in zip(parts, self._data, strict=True):
+            yield part, _tensors(datum.inputs, logprobs_P.device)
 
     def weigh(self, loss: Loss, config: Any) -> Weigh:
-        """d loss / d log p of some pairs; of all of them where the loss needs a whole datum."""
+        """d loss / d log p of some pairs."""
 
         def some(logprobs: Tensor, indices: Ints) -> Tensor:
-            with torch.enable_grad():
-                leaf = logprobs.detach().requires_grad_()
-                if loss.whole_datum:
-                    total = self.loss(leaf, loss, config)
-                else:
-                    inputs = self._inputs(loss, config, leaf.device)
-                    picked = torch.from_numpy(indices).to(leaf.device)
-                    chosen = {name: one[picked] for name, one in inputs.items()}
-                    total = loss.function(leaf, chosen, config)
-            [grad] = torch.autograd.grad(total, leaf)
-            return grad
+            inputs = self._inputs(loss, config, logprobs.device)
+            picked = torch.from_numpy(indices).to(logprobs.device)
+            chosen = {name: one[picked] for name, one in inputs.items()}
+            return loss.gradient(logprobs, chosen, config)
 
         return some
+
+    def weigh_whole(self, logprobs_P: Tensor, loss: Loss, config: Any) -> Tensor:
+        """The same of all pairs, where the loss needs a whole datum."""
+        return torch.cat([loss.gradient(part, own, config) for part, own in self._each(logprobs_P)])
 
     def _inputs(self, loss: Loss, config: Any, device: torch.device) -> dict[str, Tensor]:
         """Every input of all pairs back to back; a threshold that a datum leaves out is the config's."""

@@ -1,4 +1,4 @@
-"""A run's adapter with its gradient and Adam's moments, and the step that joins them.
+"""A run's adapter with its gradient and its optimizer's moments, and the step that joins them.
 
 Weights, gradient and moments are flat rows of one length, so a step is one sweep over memory, and the
 steps of many runs are one call.
@@ -15,7 +15,11 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from tinsmith_worker.engine.adapter import Adapter
+from tinsmith_worker.engine.muon import MuonParams, muon
 from tinsmith_worker.engine.values import InvalidInput
+
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "dimuon": ("momentum",)}
+"""What each optimizer remembers of the gradients so far, by PEFT-like names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +48,18 @@ class AdamParams:
             raise InvalidInput(f"adam_params.learning_rate: {self.learning_rate} is above 1000.")
 
 
+Params = AdamParams | MuonParams
+
+
 class RunState:
     """An adapter, its optimizer and the gradient gathered since the last step."""
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, adapter: Adapter, optimizer: str = "adamw") -> None:
         self.adapter = adapter
+        self.optimizer = optimizer
         self.gradient: Tensor | None = None
-        self.moments: tuple[Tensor, Tensor] | None = None
-        """Running means of the gradient and of its square, [P] each; None before the first step."""
+        self.moments: tuple[Tensor, ...] | None = None
+        """Running means of the gradient (and of its square), [P] each; None before the first step."""
         self.steps = 0
 
     @property
@@ -67,19 +75,19 @@ class RunState:
 
     def copied(self) -> "RunState":
         """As of now, for ever; without the gradient."""
-        twin = RunState(self.adapter.frozen())
-        twin.moments = self.moments and (self.moments[0].clone(), self.moments[1].clone())
+        twin = RunState(self.adapter.frozen(), self.optimizer)
+        twin.moments = self.moments and tuple(row_P.clone() for row_P in self.moments)
         twin.steps = self.steps
         return twin
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Adam's moments by PEFT's names; empty before the first step."""
+        """The moments by PEFT's names; empty before the first step."""
         if self.moments is None:
             return {}
         layout = self.adapter.layout
         return {
             f"{kind}.{name}": view
-            for kind, row_P in zip(("exp_avg", "exp_avg_sq"), self.moments, strict=True)
+            for kind, row_P in zip(MOMENTS[self.optimizer], self.moments, strict=True)
             for name, view in layout.tensors(row_P).items()
         }
 
@@ -91,17 +99,25 @@ class RunState:
         for name, view in self.optimizer_tensors().items():
             view.copy_(tensors[name])
 
-    def _fresh_moments(self) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(self.adapter.row), torch.zeros_like(self.adapter.row)
+    def _fresh_moments(self) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros_like(self.adapter.row) for _ in MOMENTS[self.optimizer])
 
-    def ready_to_step(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights, gradient and both moments, [P] each; a missing gradient is zero."""
+    def ready_to_step(self) -> tuple[Tensor, ...]:
+        """Weights, gradient and moments, [P] each; a missing gradient is zero."""
         self.moments = self.moments or self._fresh_moments()
         gradient_P = torch.zeros_like(self.adapter.row) if self.gradient is None else self.gradient
         return self.adapter.row, gradient_P, *self.moments
 
 
-def optim_step(run: RunState, params: AdamParams) -> dict[str, float]:
+def check_params(run: RunState, params: Params) -> None:
+    """Raises InvalidInput."""
+    if isinstance(params, MuonParams) is not (run.optimizer == "dimuon"):
+        field = "optimizer_params" if run.optimizer == "dimuon" else "adam_params"
+        raise InvalidInput(f"{field}: this run was created with {run.optimizer}; give its params.")
+    params.validate()
+
+
+def optim_step(run: RunState, params: Params) -> dict[str, float]:
     """Apply the gathered gradient and clear it; answers the step's metrics.
 
     Without one the step is taken with a gradient of zero: moments decay, and so do weights where
@@ -111,19 +127,23 @@ def optim_step(run: RunState, params: AdamParams) -> dict[str, float]:
     return metrics
 
 
-def optim_steps(steps: Sequence[tuple[RunState, AdamParams]]) -> list[dict[str, float]]:
+def optim_steps(steps: Sequence[tuple[RunState, Params]]) -> list[dict[str, float]]:
     """Each run's step, together where the settings are the same. Raises InvalidInput before any."""
-    for _, params in steps:
-        params.validate()
-    together: dict[AdamParams, list[RunState]] = {}
+    for run, params in steps:
+        check_params(run, params)
+    together: dict[Params, list[RunState]] = {}
     for run, params in steps:
         together.setdefault(params, []).append(run)
     norms: dict[int, float] = {}
     for params, runs in together.items():
         rows = [run.ready_to_step() for run in runs]
-        for run, (_, gradient_P, _, _) in zip(runs, rows, strict=True):
+        for run, (_, gradient_P, *_) in zip(runs, rows, strict=True):
             norms[id(run)] = _clip(gradient_P, params.grad_clip_norm)
-        _adamw(rows, [run.steps for run in runs], params)
+        if isinstance(params, AdamParams):
+            _adamw(rows, [run.steps for run in runs], params)
+        else:
+            for run, (weights_P, gradient_P, momentum_P) in zip(runs, rows, strict=True):
+                muon(weights_P, gradient_P, momentum_P, run.adapter.layout, params)
         for run in runs:
             run.gradient = None
             run.steps += 1
@@ -146,9 +166,7 @@ def _clip(gradient_P: Tensor, largest: float) -> float:
     return norm
 
 
-def _adamw(
-    rows: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], steps: list[int], params: AdamParams
-) -> None:
+def _adamw(rows: Sequence[tuple[Tensor, ...]], steps: list[int], params: AdamParams) -> None:
     weights, gradients, means, squares = (list(column) for column in zip(*rows, strict=True))
     adamw(
         weights,

@@ -1,7 +1,8 @@
 """What a model thinks of prompts: log p of their own tokens, of the likeliest, and of chosen ones.
 
 A prompt may be read in several passes, and the prompts of a pass are scored together, some rows of
-logits at a time. Scores are of the unscaled distribution, whatever the request's temperature.
+logits at a time. Scores are of the unscaled distribution, whatever the request's temperature; only
+alternatives are drawn, and scored, at that temperature, as sampled tokens are.
 
 Legend: R rows scored at a time, V vocabulary.
 """
@@ -18,6 +19,7 @@ from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.elementwise import logsumexp
 from tinsmith_worker.engine.head import HEAD_ROWS
 from tinsmith_worker.engine.packed import merge_rows
+from tinsmith_worker.engine.prompt_alternatives import alternatives
 from tinsmith_worker.engine.values import SampleRequest
 
 FloatArray = npt.NDArray[np.float32]
@@ -40,6 +42,8 @@ class PromptScores:
     topk_prompt: TopK | None = None
     target_logprobs: FloatArray | None = None
     """One per cell of the request's targets; 0 where a cell asked for nothing."""
+    alternatives: TopK | None = None
+    """Tokens drawn after each beginning of the prompt, one row less than it has tokens."""
 
 
 class PromptReader:
@@ -48,7 +52,10 @@ class PromptReader:
     def __init__(self, request: SampleRequest) -> None:
         self.request = request
         self.wanted = bool(
-            request.prompt_logprobs or request.topk_prompt_logprobs or request.targets is not None
+            request.prompt_logprobs
+            or request.topk_prompt_logprobs
+            or request.targets is not None
+            or request.prompt_alt_tokens_k
         )
         self.first_row = len(request.prompt) - 1
         """Rows before it need not be computed."""
@@ -61,6 +68,10 @@ class PromptReader:
         self._tops = np.full((count, k), _NO_TOPK, np.float32)
         cells = 0 if request.targets is None else request.targets.tokens.size
         self._cells = np.zeros(cells, np.float32)
+        self._alternatives = (
+            np.zeros((count, request.prompt_alt_tokens_k), np.int32),
+            np.zeros((count, request.prompt_alt_tokens_k), np.float32),
+        )
 
     def rows_in(self, start: int, end: int) -> range:
         """Which of these rows are to be scored."""
@@ -83,6 +94,9 @@ class PromptReader:
             self._tops[some] = tops_Rk[:, :k].cpu().numpy()
         if self.request.targets is not None:
             self._take_cells(rows, logits_RV, total_R1)
+        if self.request.prompt_alt_tokens_k:
+            tokens, logprobs = alternatives(self.request, rows, logits_RV)
+            self._alternatives[0][some], self._alternatives[1][some] = tokens, logprobs
 
     def _take_cells(self, rows: range, logits_RV: Tensor, total_R1: Tensor) -> None:
         assert self.request.targets is not None
@@ -113,6 +127,7 @@ class PromptReader:
             else None,
             topk,
             self._cells if request.targets is not None else None,
+            TopK(*self._alternatives) if request.prompt_alt_tokens_k else None,
         )
 
 
@@ -159,6 +174,6 @@ def _score(model: BaseModel, chunk: Sequence[tuple[PromptReader, range, Tensor]]
 def _first_scored(request: SampleRequest) -> int:
     """The first prompt position whose logits are needed: never 0, which nothing precedes."""
     last_n = request.prompt_logprobs_last_n
-    if last_n is None or request.targets is not None:
+    if last_n is None or request.targets is not None or request.prompt_alt_tokens_k:
         return 1
     return max(1, len(request.prompt) - last_n)

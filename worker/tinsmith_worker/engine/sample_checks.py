@@ -72,6 +72,8 @@ def _scores(model: BaseModel, request: SampleRequest) -> Iterator[tuple[bool, st
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
         value = getattr(request, name)
         yield not 0 <= value <= top, f"{name}: {value} is not from 0 to {top}."
+    drawn = request.prompt_alt_tokens_k
+    yield not 0 <= drawn <= MAX_TOPK, f"prompt_alt_tokens_k: {drawn} is not from 0 to {MAX_TOPK}."
     if request.targets is not None and request.targets.tokens.size:
         low, high = int(request.targets.tokens.min()), int(request.targets.tokens.max())
         yield (

@@ -17,11 +17,12 @@ import structlog
 import torch
 from torch import Tensor
 
-from tinsmith_worker.engine import losses
+from tinsmith_worker.engine import custom_loss, losses
 from tinsmith_worker.engine.adapter import Gradient
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.batching import Group, cut, group_by_beginning
 from tinsmith_worker.engine.head import Asked, score
+from tinsmith_worker.engine.loss_program import Program
 from tinsmith_worker.engine.memory import is_out_of_memory, release
 from tinsmith_worker.engine.micro_batch import Drift, MicroBatch
 from tinsmith_worker.engine.optimizer import RunState
@@ -85,6 +86,8 @@ class _Request:
         self.logprobs: dict[int, npt.NDArray[np.float32]] = {}
         self.sum = 0.0
         self.drift = Drift()
+        self.own_metrics: dict[str, float] = {}
+        """Sums of what a custom loss reports."""
 
     @property
     def active(self) -> bool:
@@ -131,6 +134,8 @@ class _Request:
         metrics = {"loss:sum": self.sum, "tokens:sum": float(sum(self._sizes))}
         if self.drift.count:
             metrics["sampler_kl:mean"] = self.drift.total / self.drift.count
+        for key, value in self.own_metrics.items():
+            metrics[key] = value / len(self._sizes) if key.endswith(":mean") else value
         return Outcome([self.logprobs[index] for index in range(len(self._sizes))], metrics)
 
 
@@ -164,6 +169,8 @@ class Trainer:
             losses.validate(
                 work.data, work.loss_fn, self._model.vocab_size, self._model.max_context_length
             )
+            if isinstance(config, Program):
+                custom_loss.check(work.data, config)
         except InvalidInput as error:
             self.refuse(work, str(error))
             return
@@ -272,18 +279,31 @@ def _ask(model: BaseModel, hidden_NH: Tensor, one: _Request, batch: MicroBatch) 
     plain = Asked(batch.pairs(one.loss), adapter, gradient)
     if gradient is None:
         return plain
-    weigh = batch.weigh(one.loss, one.config)
-    if one.loss.whole_datum:
-        with torch.no_grad():
-            [logprobs_P], _ = score(model, hidden_NH, [plain])
-        whole_P = weigh(logprobs_P, np.arange(logprobs_P.numel()))
-        return Asked(plain.pairs, adapter, gradient, lambda _, some: whole_P[some])
-    return Asked(plain.pairs, adapter, gradient, weigh)
+    if not one.loss.whole_datum:
+        return Asked(plain.pairs, adapter, gradient, batch.weigh(one.loss, one.config))
+    with torch.no_grad():
+        [logprobs_P], _ = score(model, hidden_NH, [plain])
+    try:
+        whole_P = batch.weigh_whole(logprobs_P, one.loss, one.config)
+    except InvalidInput as error:  # of this request's own loss: the others of the pass go on
+        one.error = str(error)
+        return plain
+    return Asked(plain.pairs, adapter, gradient, lambda _, some: whole_P[some])
 
 
 def _note(one: _Request, batch: MicroBatch, logprobs_P: Tensor) -> None:
     """Record a micro-batch; numbers that are not finite fail the request."""
-    loss = batch.loss(logprobs_P, one.loss, one.config)
+    if one.error is not None:
+        return
+    metrics: dict[str, float] = {}
+    try:
+        if isinstance(one.config, Program):
+            loss, metrics = batch.report(logprobs_P, one.config)
+        else:
+            loss = batch.loss(logprobs_P, one.loss, one.config)
+    except InvalidInput as error:
+        one.error = str(error)
+        return
     if not (torch.isfinite(loss) and torch.isfinite(logprobs_P).all()):
         one.error = (
             "data: the loss is not finite. Check logprobs, advantages and weights, and whether "
@@ -293,3 +313,5 @@ def _note(one: _Request, batch: MicroBatch, logprobs_P: Tensor) -> None:
     one.sum += float(loss)
     one.drift += batch.drift(logprobs_P, one.loss)
     one.logprobs |= batch.by_datum(logprobs_P)
+    for key, value in metrics.items():
+        one.own_metrics[key] = one.own_metrics.get(key, 0.0) + value

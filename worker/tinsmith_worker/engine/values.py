@@ -50,3 +50,5 @@ class SampleRequest:
     topk_sample_logprobs: int = 0
     prompt_logprobs_last_n: int | None = None
     targets: TargetCells | None = None
+    prompt_alt_tokens_k: int = 0
+    """Draws at each prompt position after the first, with replacement, at the request's temperature."""

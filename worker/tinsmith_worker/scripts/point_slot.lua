@@ -1,0 +1,5 @@
+-- POINT a run's inflight samplers at newer weights. ARGV: run seq folder
+local key = 'slot:' .. ARGV[1]
+if tonumber(redis.call('HGET', key, 'seq') or -1) < tonumber(ARGV[2]) then
+  redis.call('HSET', key, 'seq', ARGV[2], 'folder', ARGV[3])
+end
