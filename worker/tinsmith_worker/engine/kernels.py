@@ -73,7 +73,7 @@ def _library() -> Kernels | None:
         return None
     try:
         return Kernels(ctypes.CDLL(str(_built(compiler))))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         _log.warning("kernels_not_built", error=str(error)[:500])
         return None
 

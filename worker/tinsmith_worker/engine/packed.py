@@ -18,7 +18,7 @@ from tinsmith_worker.engine.kv_pool import KVCache
 if TYPE_CHECKING:
     from tinsmith_worker.engine.adapter import Adapter, Gradient
     from tinsmith_worker.engine.adapter_mix import AdapterMixes, MixedRows
-    from tinsmith_worker.engine.attention import Plan
+    from tinsmith_worker.engine.attention_plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ class Pass:
 
     @cached_property
     def plan(self) -> "Plan":
-        from tinsmith_worker.engine.attention import Plan
+        from tinsmith_worker.engine.attention_plan import Plan
 
         return Plan(self)
 
