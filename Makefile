@@ -33,7 +33,8 @@ lint: $(STAMP)  ## Format, lint, types and walls between the packages
 test: lint  ## Lint, then every test that needs no GPU
 	$(BIN)/pytest -q
 
-test-sdks: $(STAMP)  ## Every method by every SDK since 0.1.5, each in .sdks/; writes docs/compatibility.md
+test-sdks: $(STAMP)  ## Every method by SDKs from 0.6.3 on, each in .sdks/; writes docs/compatibility.md
+	rm -rf .sdks/results
 	$(BIN)/pytest -q tests/sdks
 
 test-slow: $(STAMP)  ## What takes minutes: Gemma 3 270M (https://ai.google.dev/gemma/terms)

@@ -21,7 +21,6 @@ VERSIONS = (
     "0.13.1",
     "0.9.0",
     "0.6.3",
-    "0.1.5",
 )
 """Newest first; 0.38.0 is what `make test` runs."""
 CURRENT = "0.38.0"

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+_DELETES = "tinker checkpoint delete {state} -y"
+_LIST = "A mistake of that SDK: `delete` calls its own command `list` where Python's is meant."
+EXCEPTIONS = {(_DELETES, "0.18.2"): _LIST, (_DELETES, "0.16.1"): _LIST}
 """By method and version: what does not work, and why."""
 
 _HEAD = """# Compatibility
@@ -27,7 +29,7 @@ def render(results: Mapping[str, Mapping[str, str]]) -> str:
     works = sum(answer == "works" for rows in results.values() for answer in rows.values())
     lines.append("")
     lines += [f"{number}. {note}" for number, note in enumerate(notes, 1)]
-    lines.append(f"{works} cells work." if not notes else f"\n{works} cells work.")
+    lines.append(f"\n{works} cells work.")
     return _HEAD + "\n".join(lines) + "\n" + _REFUSED
 
 
@@ -46,5 +48,5 @@ _REFUSED = """
 Refused with a sentence, whatever the version: image and audio chunks (the models here read text), full fine-tuning
 (no public method of the SDK asks for it), `weights_access_token` (publish or copy the checkpoint instead), and
 `tinker checkpoint push-hf`, which needs a hub. `dimuon` and `stable_reinforce` run rules of our own, because
-theirs are not published: see [losses.md](losses.md).
+theirs are not published: see [losses.md](losses.md). SDKs that know no sessions (0.1.5) are not served.
 """

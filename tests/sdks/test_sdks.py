@@ -14,7 +14,7 @@ import pytest
 
 from tests.contract.conftest import Service
 from tests.contract.conftest import service as service
-from tests.sdks.environments import CURRENT, VERSIONS, python_of
+from tests.sdks.environments import CURRENT, ROOT, VERSIONS, python_of
 from tests.sdks.table import EXCEPTIONS, render
 
 HERE = Path(__file__).parent
@@ -23,17 +23,19 @@ _LIMIT_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
-def results() -> Iterator[dict[str, dict[str, str]]]:
-    """By version. Written to the table when all of them ran."""
-    found: dict[str, dict[str, str]] = {}
-    yield found
-    if set(found) == {CURRENT, *VERSIONS}:
-        TABLE.write_text(render(found))
+def results() -> Iterator[Path]:
+    """A file for each version that ran; the table is written when all of them have."""
+    folder = ROOT / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    files = [folder / f"{version}.json" for version in (CURRENT, *VERSIONS)]
+    if all(file.exists() for file in files):
+        TABLE.write_text(render({file.stem: json.loads(file.read_text()) for file in files}))
 
 
 @pytest.mark.parametrize("version", [CURRENT, *VERSIONS])
 def test_every_method_works_or_says_why_not(
-    version: str, service: Service, results: dict[str, dict[str, str]], tmp_path: Path
+    version: str, service: Service, results: Path, tmp_path: Path
 ) -> None:
     environment = {
         "PATH": os.environ["PATH"],
@@ -54,7 +56,7 @@ def test_every_method_works_or_says_why_not(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads(done.stdout)["rows"]
-    results[version] = rows
+    (results / f"{version}.json").write_text(json.dumps(rows))
     wrong = {
         name: answer
         for name, answer in rows.items()
