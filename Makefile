@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help up demo test test-slow lint bench bench-gpu bench-page bench-test clean
+.PHONY: help up demo test test-sdks test-slow lint bench bench-gpu bench-page bench-test clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 12
@@ -32,6 +32,10 @@ lint: $(STAMP)  ## Format, lint, types and walls between the packages
 
 test: lint  ## Lint, then every test that needs no GPU
 	$(BIN)/pytest -q
+
+test-sdks: $(STAMP)  ## Every method by SDKs from 0.6.3 on, each in .sdks/; writes docs/compatibility.md
+	rm -rf .sdks/results
+	$(BIN)/pytest -q tests/sdks
 
 test-slow: $(STAMP)  ## What takes minutes: Gemma 3 270M (https://ai.google.dev/gemma/terms)
 	$(BIN)/pytest -q -m slow

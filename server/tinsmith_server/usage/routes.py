@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from sqlalchemy import func, select
 from tinsmith.protocol.errors import BadRequest
@@ -12,6 +12,7 @@ from tinsmith_server.accounts.urns import key_urn
 from tinsmith_server.auth import User
 from tinsmith_server.checkpoints.repository import listed
 from tinsmith_server.db import Checkpoint, Session, TrainingRun, now
+from tinsmith_server.sdk_version import sdk_version
 from tinsmith_server.service import Served
 from tinsmith_server.times import in_utc
 from tinsmith_server.usage.prices import BYTES_PER_GIGABYTE, cost
@@ -20,17 +21,22 @@ from tinsmith_server.wire import answer
 
 router = APIRouter()
 _LONGEST = timedelta(days=14)
+_KNOWS_FREE = (0, 33)
+"""The first SDK that does not refuse an event with the field `free`."""
 
 
 @router.get("/billing/usage/events")
 async def usage_events(
-    starting_on: datetime, ending_before: datetime, user: User, service: Served
+    request: Request, starting_on: datetime, ending_before: datetime, user: User, service: Served
 ) -> Response:
     """Counts stand as of this moment: what is still on its way is brought in first."""
     window = _window(starting_on, ending_before)
     await service.usage.collect()
     async with service.db.begin() as sql:
         report = await usage_report(sql, user, window, service.settings.prices)
+    if sdk_version(request) < _KNOWS_FREE:
+        for event in report.data:
+            event.event_info.pop("free", None)
     return answer(report)
 
 

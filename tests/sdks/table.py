@@ -1,0 +1,52 @@
+"""The compatibility table, from what the tests found."""
+
+from collections.abc import Mapping
+
+_DELETES = "tinker checkpoint delete {state} -y"
+_LIST = "A mistake of that SDK: `delete` calls its own command `list` where Python's is meant."
+EXCEPTIONS = {(_DELETES, "0.18.2"): _LIST, (_DELETES, "0.16.1"): _LIST}
+"""By method and version: what does not work, and why."""
+
+_HEAD = """# Compatibility
+
+Written by `make test-sdks`: each cell is what that method did when that version of the official SDK, unpatched and
+in an environment of its own, called it against a running service. **x** works; blank: that version has no such method.
+
+"""
+
+
+def render(results: Mapping[str, Mapping[str, str]]) -> str:
+    """Methods down, versions across, newest first."""
+    versions = list(results)
+    lines = [
+        "| | " + " | ".join(versions) + " |",
+        "|---|" + "---|" * len(versions),
+    ]
+    notes: list[str] = []
+    for name in next(iter(results.values())):
+        cells = [_cell(name, version, results[version][name], notes) for version in versions]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    works = sum(answer == "works" for rows in results.values() for answer in rows.values())
+    lines.append("")
+    lines += [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+    lines.append(f"\n{works} cells work.")
+    return _HEAD + "\n".join(lines) + "\n" + _REFUSED
+
+
+def _cell(name: str, version: str, answer: str, notes: list[str]) -> str:
+    if answer == "works":
+        return "x"
+    if answer == "absent":
+        return ""
+    note = EXCEPTIONS.get((name, version), answer)
+    if note not in notes:
+        notes.append(note)
+    return f"({notes.index(note) + 1})"
+
+
+_REFUSED = """
+Refused with a sentence, whatever the version: image and audio chunks (the models here read text), full fine-tuning
+(no public method of the SDK asks for it), `weights_access_token` (publish or copy the checkpoint instead), and
+`tinker checkpoint push-hf`, which needs a hub. `dimuon` and `stable_reinforce` run rules of our own, because
+theirs are not published: see [losses.md](losses.md). SDKs that know no sessions (0.1.5) are not served.
+"""
