@@ -19,6 +19,8 @@ from tinsmith_server.futures import routes as futures
 from tinsmith_server.losses import routes as losses
 from tinsmith_server.migrate import migrate
 from tinsmith_server.models import routes as models
+from tinsmith_server.openai import routes as openai
+from tinsmith_server.openai import tokenizer_routes as openai_tokenizers
 from tinsmith_server.runs import listing
 from tinsmith_server.runs import routes as runs
 from tinsmith_server.sampling import joining
@@ -86,6 +88,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for room in _ROOMS:
         api.include_router(room.router)
     app.include_router(api)
+    for prefix in openai.PREFIXES:
+        app.include_router(openai.endpoint, prefix=prefix)
+        app.include_router(openai_tokenizers.endpoint, prefix=prefix)
     app.include_router(client_config.health)
     app.add_middleware(Direct, endpoints=DIRECT)
     return app
