@@ -8,6 +8,7 @@ import structlog
 from fastapi import Depends, Request
 
 from tinsmith_server.auth import KeyRing
+from tinsmith_server.background.jobs import BackgroundJobs
 from tinsmith_server.bus import Bus
 from tinsmith_server.checkpoints.service import Checkpoints
 from tinsmith_server.db import Database
@@ -31,6 +32,7 @@ class Service:
     checkpoints: Checkpoints = field(init=False)
     usage: UsageCollector = field(init=False)
     signer: Signer = field(init=False)
+    jobs: BackgroundJobs = field(init=False)
     _chores: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -39,6 +41,7 @@ class Service:
         self.checkpoints = Checkpoints(self.db, self.bus, self.storage)
         self.usage = UsageCollector(self.db, self.bus)
         self.signer = Signer(self.settings.key_pepper)
+        self.jobs = BackgroundJobs(self.settings.redis_url)
 
     @classmethod
     def create(cls, settings: Settings) -> "Service":
@@ -64,6 +67,7 @@ class Service:
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
+        await self.jobs.close()
         await self.owners.close()
         await self.keys.close()
         await self.bus.close()
