@@ -11,6 +11,7 @@ from tinsmith_server.auth import KeyRing
 from tinsmith_server.background.jobs import BackgroundJobs
 from tinsmith_server.bus import Bus
 from tinsmith_server.checkpoints.service import Checkpoints
+from tinsmith_server.curves.collector import CurveCollector
 from tinsmith_server.db import Database
 from tinsmith_server.downloads.signing import Signer
 from tinsmith_server.owners import Owners
@@ -31,6 +32,7 @@ class Service:
     owners: Owners = field(init=False)
     checkpoints: Checkpoints = field(init=False)
     usage: UsageCollector = field(init=False)
+    curves: CurveCollector = field(init=False)
     signer: Signer = field(init=False)
     jobs: BackgroundJobs = field(init=False)
     _chores: list[asyncio.Task[None]] = field(default_factory=list)
@@ -40,6 +42,7 @@ class Service:
         self.owners = Owners(self.db, self.bus)
         self.checkpoints = Checkpoints(self.db, self.bus, self.storage)
         self.usage = UsageCollector(self.db, self.bus)
+        self.curves = CurveCollector(self.db, self.bus)
         self.signer = Signer(self.settings.key_pepper)
         self.jobs = BackgroundJobs(self.settings.redis_url)
 
@@ -60,6 +63,7 @@ class Service:
             "settler": self.checkpoints.settle_all(),
             "sweeper": self.checkpoints.sweep(),
             "usage": self.usage.run(),
+            "curves": self.curves.run(),
         }
         self._chores = [asyncio.create_task(chore, name=name) for name, chore in chores.items()]
 
