@@ -11,6 +11,7 @@ from starlette.requests import Request
 from tinsmith_server import client_config, extensions
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
+from tinsmith_server.background import routes as background
 from tinsmith_server.checkpoints import copying, saving
 from tinsmith_server.checkpoints import routes as checkpoints
 from tinsmith_server.direct import EXPECTED, Direct, Endpoint
@@ -49,6 +50,7 @@ _ROOMS = (
     saving,
     copying,
     downloads,
+    background,
     traces,
     extensions,
     checkpoints,

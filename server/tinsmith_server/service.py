@@ -9,8 +9,10 @@ import structlog
 from fastapi import Depends, Request
 
 from tinsmith_server.auth import KeyRing
+from tinsmith_server.background.jobs import BackgroundJobs
 from tinsmith_server.bus import Bus
 from tinsmith_server.checkpoints.service import Checkpoints
+from tinsmith_server.curves.collector import CurveCollector
 from tinsmith_server.db import Database
 from tinsmith_server.downloads.signing import Signer
 from tinsmith_server.openai.feed import TokenFeed
@@ -33,12 +35,14 @@ class Service:
     owners: Owners = field(init=False)
     checkpoints: Checkpoints = field(init=False)
     usage: UsageCollector = field(init=False)
+    curves: CurveCollector = field(init=False)
     signer: Signer = field(init=False)
     feed: TokenFeed = field(init=False)
     vocabularies: Vocabularies = field(init=False)
     openai_sessions: set[str] = field(default_factory=set)
     """Sessions of the OpenAI-compatible endpoint that are known to be in SQL."""
     _loose: set[asyncio.Task[None]] = field(default_factory=set)
+    jobs: BackgroundJobs = field(init=False)
     _chores: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -46,9 +50,11 @@ class Service:
         self.owners = Owners(self.db, self.bus)
         self.checkpoints = Checkpoints(self.db, self.bus, self.storage)
         self.usage = UsageCollector(self.db, self.bus)
+        self.curves = CurveCollector(self.db, self.bus)
         self.signer = Signer(self.settings.key_pepper)
         self.feed = TokenFeed(self.bus)
         self.vocabularies = Vocabularies(self.storage)
+        self.jobs = BackgroundJobs(self.settings.redis_url)
 
     @classmethod
     def create(cls, settings: Settings) -> "Service":
@@ -68,6 +74,7 @@ class Service:
             "settler": self.checkpoints.settle_all(),
             "sweeper": self.checkpoints.sweep(),
             "usage": self.usage.run(),
+            "curves": self.curves.run(),
         }
         self._chores = [asyncio.create_task(chore, name=name) for name, chore in chores.items()]
 
@@ -83,6 +90,7 @@ class Service:
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
+        await self.jobs.close()
         await self.owners.close()
         await self.keys.close()
         await self.bus.close()

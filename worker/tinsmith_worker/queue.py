@@ -69,7 +69,7 @@ class Queue:
         """Whether a result waits for a Redis that is away; false once the worker is to stop."""
         self._ctl_last = "0"
         for name in ("take", "done", "snap", "adopt", "close_gap", "sample_done", "point_slot"):
-            script = self.redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
+            script = self.redis.register_script(_script(name))
             setattr(self, f"_{name}", script)
 
     def _run(self, script: str, *args: object) -> Any:
@@ -156,6 +156,7 @@ class Queue:
             result.content,
             result.data,
             RESULT_TTL_MS,
+            result.figures,
         )
         if answer == b"fenced":
             raise Fenced(job.run_id)
@@ -361,6 +362,13 @@ class Lease:
                 self._redis.set(self._key, b"1", px=int(self._seconds * 1000))
             except RedisError as error:
                 self._on_error(type(error).__name__)
+
+
+def _script(name: str) -> str:
+    text = (_SCRIPTS / f"{name}.lua").read_text()
+    if name in ("done", "sample_done"):
+        return (_SCRIPTS / "finished.lua").read_text() + text
+    return text
 
 
 def _taken(row: Any) -> Taken:

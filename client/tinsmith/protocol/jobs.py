@@ -70,6 +70,8 @@ class Result:
     data: bytes
     content: Content = Content.JSON
     failed: bool = False
+    figures: str = ""
+    """What the run's curves take of it, as done.lua reads it."""
 
 
 class Failure(Body, kw_only=True, frozen=True):

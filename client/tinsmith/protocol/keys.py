@@ -23,11 +23,15 @@
 | clones:{sampling session} | STRING | how many clients have joined it |
 | usage | HASH | tokens by `hour|tenant|session|kind|base model`, not yet in the database |
 | usage:batches, usage:{batch} | SET, HASH | the same, on their way there |
+| step:{run} | HASH | loss, weight, drift, tokens of the passes since the run's last step |
+| steps | STREAM | steps taken and runs adopted, until they are in the database |
+| live:{tenant}:{second} | HASH, an hour | ten seconds' requests, failures, tokens and latencies |
 | done, ctl | STREAM | completions; cancellations and revocations |
 """
 
 MODELS = "models"
 DONE = "done"
+STEPS = "steps"
 CTL = "ctl"
 USAGE = "usage"
 USAGE_BATCHES = "usage:batches"
@@ -117,6 +121,11 @@ def tokens(process: str) -> str:
 
 def usage_batch(batch: str) -> str:
     return f"usage:{batch}"
+
+
+def live(tenant: str, second: int) -> str:
+    """The ten seconds that begin there."""
+    return f"live:{tenant}:{second}"
 
 
 def heartbeat(session_id: str) -> str:
