@@ -1,11 +1,9 @@
 """The OpenAI-compatible endpoint by the real `openai` package, and by plain HTTP where that hides things."""
 
-import httpx
-import openai
 import pytest
 from openai import OpenAI
 
-from tests.contract.conftest import BASE_MODEL, CONTEXT, SECOND_MODEL, Service
+from tests.contract.conftest import BASE_MODEL, SECOND_MODEL, Service
 
 
 def client(service: Service, prefix: str = "", key: str | None = None) -> OpenAI:
@@ -19,7 +17,13 @@ def test_models_are_listed_at_every_address(service: Service, prefix: str) -> No
 
 
 def test_a_completion_streams_what_it_says_whole(service: Service) -> None:
-    asked = dict(model=BASE_MODEL, prompt="w3 w4 w5", max_tokens=12, temperature=0.7, seed=11)
+    asked = {
+        "model": BASE_MODEL,
+        "prompt": "w3 w4 w5",
+        "max_tokens": 12,
+        "temperature": 0.7,
+        "seed": 11,
+    }
     whole = client(service).completions.create(**asked)
     pieces = list(client(service).completions.create(**asked, stream=True))
     assert "".join(one.choices[0].text for one in pieces) == whole.choices[0].text
