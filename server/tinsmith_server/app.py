@@ -11,6 +11,7 @@ from starlette.requests import Request
 from tinsmith_server import client_config, extensions
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
+from tinsmith_server.background import routes as background
 from tinsmith_server.checkpoints import copying, saving
 from tinsmith_server.checkpoints import routes as checkpoints
 from tinsmith_server.console import entrance
@@ -21,6 +22,8 @@ from tinsmith_server.logs import configure_logs
 from tinsmith_server.losses import routes as losses
 from tinsmith_server.migrate import migrate
 from tinsmith_server.models import routes as models
+from tinsmith_server.openai import routes as openai
+from tinsmith_server.openai import tokenizer_routes as openai_tokenizers
 from tinsmith_server.runs import listing
 from tinsmith_server.runs import routes as runs
 from tinsmith_server.sampling import joining
@@ -49,6 +52,7 @@ _ROOMS = (
     saving,
     copying,
     downloads,
+    background,
     traces,
     extensions,
     checkpoints,
@@ -89,6 +93,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for room in _ROOMS:
         api.include_router(room.router)
     app.include_router(api)
+    for prefix in openai.PREFIXES:
+        app.include_router(openai.endpoint, prefix=prefix)
+        app.include_router(openai_tokenizers.endpoint, prefix=prefix)
     app.include_router(client_config.health)
     app.include_router(entrance.router)
     app.add_middleware(Direct, endpoints=DIRECT)

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     LargeBinary,
@@ -191,6 +192,30 @@ class UsageBatch(Table):
     __tablename__ = "usage_batches"
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     counted_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class RunStep(Table):
+    """One optimizer step of a run: what its passes came to, and what the optimizer said."""
+
+    __tablename__ = "run_steps"
+    run_id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant)
+    loss: Mapped[float | None] = mapped_column(Double)
+    drift: Mapped[float | None] = mapped_column(Double)
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    grad_norm: Mapped[float] = mapped_column(Double)
+    learning_rate: Mapped[float] = mapped_column(Double)
+
+
+class RunAdoption(Table):
+    """A worker took the run over from one that was gone."""
+
+    __tablename__ = "run_adoptions"
+    run_id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant)
+    worker: Mapped[str] = mapped_column(String(100))
 
 
 class Database:

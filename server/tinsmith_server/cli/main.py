@@ -78,13 +78,9 @@ def work() -> None:
 @app.command()
 def background() -> None:
     """Run the background worker: slow chores on the queue `tinsmith`, apart from training."""
-    from redis import Redis
-    from rq import Queue, Worker
-    from rq.serializers import JSONSerializer
+    from tinsmith_server.background.process import run_background
 
-    redis = Redis.from_url(Settings.from_environment().redis_url)
-    queue = Queue("tinsmith", connection=redis, serializer=JSONSerializer)
-    Worker([queue], connection=redis, serializer=JSONSerializer).work(logging_level="WARNING")
+    run_background(Settings.from_environment())
 
 
 @app.command()
