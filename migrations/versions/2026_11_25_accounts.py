@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "2026_11_25_accounts"
-down_revision = "2026_11_24_optimizers"
+down_revision = "2026_11_25_curves"
 
 _TIME = sa.DateTime(timezone=True)
 
