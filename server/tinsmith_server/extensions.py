@@ -57,6 +57,11 @@ EXTENSIONS = [
         description="Losses against a teacher that the service runs: nothing of it crosses the wire.",
         endpoints=["POST /api/v1/forward_backward", "POST /api/v1/forward"],
     ),
+    Extension(
+        name="jobs",
+        description="Slow work in the background: how far it is, and what came of it.",
+        endpoints=["GET /api/v1/jobs/{job_id}"],
+    ),
 ]
 
 

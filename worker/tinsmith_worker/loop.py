@@ -285,7 +285,7 @@ class Worker:
                     continue
                 for work, outcome in settled:
                     if one := self._training.pop(id(work), None):  # or its run has just moved
-                        self._finish(one, answer_of(outcome))
+                        self._finish(one, answer_of(work, outcome))
         return time.monotonic() - began
 
     def _fail_all(self, works: list[Work], error: Exception) -> None:

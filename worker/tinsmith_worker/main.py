@@ -123,6 +123,7 @@ def _card(settings: Settings, store: Store, model: BaseModel, teachers: list[str
         dtype=str(model.dtype).removeprefix("torch."),
         exact=model.numerics.held,
         teachers=tuple(teachers),
+        eos_token_ids=tuple(sorted(model.eos_token_ids)),
     )
 
 

@@ -23,7 +23,7 @@ from tinsmith.protocol.jobs import (
     failure,
 )
 
-from tinsmith_worker import checkpoint_files
+from tinsmith_worker import checkpoint_files, figures
 from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.muon import MuonParams
@@ -75,7 +75,8 @@ class Ops:
                 steps.pop(index, None)
                 results[index] = failure(str(error))
         for index, metrics in zip(steps, optim_steps(list(steps.values())), strict=True):
-            results[index] = Result(data=encode({"metrics": metrics}))
+            line = figures.of_step(metrics)
+            results[index] = Result(data=encode({"metrics": metrics}), figures=line)
         return [results[index] for index in range(len(jobs))]
 
     def trainer(self, model: BaseModel) -> Trainer:
@@ -180,8 +181,8 @@ class Ops:
         settled = []
         while trainer.busy:
             settled += trainer.step()
-        [(_, outcome)] = settled
-        return answer_of(outcome)
+        [(work, outcome)] = settled
+        return answer_of(work, outcome)
 
     def _save_again(self, model: BaseModel, state: RunState, job: Job) -> RunState:
         """A logged save was answered before the store had it; now it may, or may not."""
@@ -224,11 +225,15 @@ def _created(state: RunState | None) -> RunState:
     return state
 
 
-def answer_of(outcome: Outcome) -> Result:
+def answer_of(work: Work, outcome: Outcome) -> Result:
     if outcome.error is not None:
         return failure(outcome.error)
     output = tensors.encode_outputs(outcome.logprobs, outcome.metrics, outcome.more)
-    return Result(data=output.SerializeToString(), content=Content.FORWARD_BACKWARD)
+    return Result(
+        data=output.SerializeToString(),
+        content=Content.FORWARD_BACKWARD,
+        figures=figures.of_pass(work, outcome),
+    )
 
 
 def _params(job: Job) -> Params:

@@ -5,7 +5,7 @@ Only `Lease` runs in a thread of its own, because a forward pass may outlast a l
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +17,14 @@ from redis.exceptions import ConnectionError as RedisAway
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisSilent
 from tinsmith.protocol import keys
-from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result
+from tinsmith.protocol.jobs import DrawnToken, Job, Kind, ModelCard, Result
 from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
 
 from tinsmith_worker.usage import sample_usage
 
 _log = structlog.get_logger()
 RESULT_TTL_MS = 6 * 3600 * 1000
+_TOLD_STEPS, _TOLD_SECONDS = 4096, 3600
 _SCRIPTS = Path(__file__).parent / "scripts"
 
 
@@ -68,7 +69,7 @@ class Queue:
         """Whether a result waits for a Redis that is away; false once the worker is to stop."""
         self._ctl_last = "0"
         for name in ("take", "done", "snap", "adopt", "close_gap", "sample_done", "point_slot"):
-            script = self.redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
+            script = self.redis.register_script(_script(name))
             setattr(self, f"_{name}", script)
 
     def _run(self, script: str, *args: object) -> Any:
@@ -155,6 +156,7 @@ class Queue:
             result.content,
             result.data,
             RESULT_TTL_MS,
+            result.figures,
         )
         if answer == b"fenced":
             raise Fenced(job.run_id)
@@ -283,6 +285,18 @@ class Queue:
             pipe.set(keys.sequence(sequence_id), msgspec.msgpack.encode(record), ex=RECORD_SECONDS)
         pipe.execute()
 
+    def tell_tokens(self, by_process: Mapping[str, Sequence[DrawnToken]]) -> None:
+        """To the API processes that stream them. What gets lost comes once more with the result."""
+        pipe = self.redis.pipeline(transaction=False)
+        for process, drawn in by_process.items():
+            data = {"drawn": msgspec.msgpack.encode(drawn)}
+            pipe.xadd(keys.tokens(process), data, maxlen=_TOLD_STEPS, approximate=True)
+            pipe.expire(keys.tokens(process), _TOLD_SECONDS)
+        try:
+            pipe.execute()
+        except RedisError as error:  # no reason to lose the step's results, which wait for Redis
+            _log.warning("tokens_not_told", error=type(error).__name__)
+
     def sample_done(self, ticket: SampleTicket, result: Result) -> None:
         used = sample_usage(ticket.body, result)
         self._tell(
@@ -348,6 +362,13 @@ class Lease:
                 self._redis.set(self._key, b"1", px=int(self._seconds * 1000))
             except RedisError as error:
                 self._on_error(type(error).__name__)
+
+
+def _script(name: str) -> str:
+    text = (_SCRIPTS / f"{name}.lua").read_text()
+    if name in ("done", "sample_done"):
+        return (_SCRIPTS / "finished.lua").read_text() + text
+    return text
 
 
 def _taken(row: Any) -> Taken:

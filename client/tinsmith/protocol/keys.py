@@ -18,16 +18,22 @@
 | trace:{session} | LIST | finished requests: kind, request, submitted, ended (microseconds), state, tokens |
 | slot:{run} | HASH | seq and folder of the weights that the run's inflight samplers use |
 | seqinfo:{sequence} | STRING, a day | what was known of a recorded sequence when it was sampled |
+| tok:{process} | STREAM, an hour | tokens of samples that an API process streams, a message a decode step |
 | noted:{run} | STRING, a day | that its client was told whose rule stable_reinforce is here |
 | clones:{sampling session} | STRING | how many clients have joined it |
 | usage | HASH | tokens by `hour|tenant|session|kind|base model`, not yet in the database |
 | usage:batches, usage:{batch} | SET, HASH | the same, on their way there |
+| step:{run} | HASH | loss, weight, drift, tokens of the passes since the run's last step |
+| steps | STREAM | steps taken and runs adopted, until they are in the database |
+| live:{tenant}:{second} | HASH, an hour | ten seconds' requests, failures, tokens and latencies |
 | done, ctl | STREAM | completions; cancellations and revocations |
 """
 
 MODELS = "models"
 DONE = "done"
+STEPS = "steps"
 CTL = "ctl"
+USAGE = "usage"
 USAGE_BATCHES = "usage:batches"
 SAMPLER_GROUP = "samplers"
 
@@ -109,8 +115,17 @@ def noted(run_id: str) -> str:
     return f"noted:{run_id}"
 
 
+def tokens(process: str) -> str:
+    return f"tok:{process}"
+
+
 def usage_batch(batch: str) -> str:
     return f"usage:{batch}"
+
+
+def live(tenant: str, second: int) -> str:
+    """The ten seconds that begin there."""
+    return f"live:{tenant}:{second}"
 
 
 def heartbeat(session_id: str) -> str:

@@ -6,7 +6,7 @@ local content, result, ttl = ARGV[5], ARGV[6], ARGV[7]
 redis.call('XACK', 'smp:' .. base, 'samplers', entry)
 redis.call('XDEL', 'smp:' .. base, entry)
 redis.call('DEL', 'pl:' .. request)
-local at = redis.call('HMGET', 'fut:' .. request, 'state', 'run', 'clone', 'tenant')
+local at = redis.call('HMGET', 'fut:' .. request, 'state', 'run', 'clone', 'tenant', 'at')
 if at[1] ~= 'waiting' then return 'known' end
 local state, list = failed == '1' and 'failed' or 'done', 'comp:' .. at[2] .. ':' .. at[3]
 redis.call('SET', 'res:' .. request, result, 'PX', ttl)
@@ -23,17 +23,7 @@ for index, kind in ipairs(kinds) do
   local tokens = tonumber(ARGV[7 + index])
   if tokens > 0 then redis.call('HINCRBY', 'usage', whose .. kind .. '|' .. base, tokens) end
 end
-local kind, future = 'sample', 'fut:' .. request
--- One line a request for the session's trace; looked after each thousandth time only.
-local function trace(session, tokens)
-  local at, key = redis.call('HMGET', future, 'at', 'state'), 'trace:' .. session
-  local ended = string.format('%d%06d', now[1], now[2])
-  local length = redis.call('RPUSH', key, table.concat(
-    { kind, request, at[1] or ended, ended, at[2], tokens }, ' '))
-  if length == 1 or length % 1000 == 0 then
-    redis.call('LTRIM', key, -20000, -1)
-    redis.call('PEXPIRE', key, 604800000)
-  end
-end
-trace(session, ARGV[8] + ARGV[9] + ARGV[10])
+local tokens = ARGV[8] + ARGV[9] + ARGV[10]
+trace(session, 'sample', request, 'fut:' .. request, now, tokens)
+live(at[4], 's', at[5], now, tokens, failed == '1')
 return 'new'
