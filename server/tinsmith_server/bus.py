@@ -103,6 +103,13 @@ class Bus:
         args = [request_id, session_id, tenant, "", clone_id, b"", "failed", result.content]
         await self._submit_sample(keys=[], args=[*args, result.data, RESULT_TTL_MS])
 
+    async def why_waiting(self, request_id: str, run_id: str) -> str | None:
+        """What the worker that has it says it waits for."""
+        for told in await self.redis.mget(keys.waits(request_id), keys.waits(run_id)):
+            if told is not None:
+                return cast(bytes, told).decode()
+        return None
+
     async def newest_weights(self, run_id: str) -> str | None:
         """Where the run's inflight samplers find their weights."""
         folder = cast(bytes | None, await self.redis.hget(keys.slot(run_id), "folder"))
