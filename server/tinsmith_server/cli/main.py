@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tinsmith.protocol.errors import TinsmithError
 
 from tinsmith_server.cli import keys, models, up
+from tinsmith_server.cli.status import status
 from tinsmith_server.problems import Problem, describe_os_error
 from tinsmith_server.settings import Settings, SettingsError
 
@@ -27,6 +28,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.command("up")(up.up)
 app.command("demo")(up.demo)
+app.command("status")(status)
 
 
 def main() -> None:

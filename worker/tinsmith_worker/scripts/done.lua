@@ -9,7 +9,11 @@ local kind, logged, failed, content, result, ttl =
 local runkey, future = 'run:' .. run, 'fut:' .. request
 local at = redis.call('HMGET', runkey, 'owner', 'epoch')
 if at[1] ~= worker or at[2] ~= epoch then return 'fenced' end
-if redis.call('HGET', future, 'state') ~= 'waiting' then return 'known' end
+local state = redis.call('HGET', future, 'state')
+if not state then return 'fenced' end -- lost with Redis's last second: the run goes on without it
+if state ~= 'waiting' then return 'known' end
+local used = redis.call('HMGET', future, 'tokens', 'tenant')
+release(future)
 redis.call('SET', 'res:' .. request, result, 'PX', ttl)
 redis.call('HSET', future, 'state', failed == '1' and 'failed' or 'done', 'content', content)
 redis.call('PEXPIRE', future, ttl)
@@ -26,23 +30,11 @@ while seq < claimed
 end
 redis.call('HSET', runkey, 'done', seq)
 redis.call('XADD', 'done', 'MAXLEN', '~', 100000, '*', 'request', request, 'kind', kind)
-local now, session = redis.call('TIME'), string.match(run, '^[^:]*')
-local used = redis.call('HMGET', future, 'tokens', 'tenant')
+local session = string.match(run, '^[^:]*')
 if failed == '0' and (kind == 'forward_backward' or kind == 'forward') then
-  local base, second = redis.call('HGET', runkey, 'base_model'), tonumber(now[1])
+  local base, second = redis.call('HGET', runkey, 'base_model'), tonumber(redis.call('TIME')[1])
   local whose = (second - second % 3600) .. '|' .. used[2] .. '|' .. session
   redis.call('HINCRBY', 'usage', whose .. '|training|' .. base, used[1])
 end
--- One line a request for the session's trace; looked after each thousandth time only.
-local function trace(session, tokens)
-  local at, key = redis.call('HMGET', future, 'at', 'state'), 'trace:' .. session
-  local ended = string.format('%d%06d', now[1], now[2])
-  local length = redis.call('RPUSH', key, table.concat(
-    { kind, request, at[1] or ended, ended, at[2], tokens }, ' '))
-  if length == 1 or length % 1000 == 0 then
-    redis.call('LTRIM', key, -20000, -1)
-    redis.call('PEXPIRE', key, 604800000)
-  end
-end
-trace(session, used[1] or 0)
+trace(session, future, kind, request, used[1] or 0)
 return 'new'
