@@ -192,12 +192,18 @@ class Bus:
 
     # Waiting
 
+    @property
+    def draining(self) -> bool:
+        """Whether this process is leaving and holds nobody any more."""
+        return self._draining
+
     async def future(self, request_id: str, tenant: str = "") -> FutureState | None:
         """What is known of it now. A result that expired under a live future reads as a failure.
 
         That its tenant asks is a sign of life of its session.
         """
         seen = await self._look(keys=[], args=[request_id, tenant])
+
         if seen is None:
             return None
         tenant, kind, state, content = ((value or b"").decode() for value in seen[:4])

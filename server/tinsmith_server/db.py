@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     LargeBinary,
@@ -66,6 +67,12 @@ class ApiKey(Table):
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     revoked_at: Mapped[datetime | None] = mapped_column(Instant)
     last_used_at: Mapped[datetime | None] = mapped_column(Instant)
+    scopes: Mapped[str] = mapped_column(String(200), default="all", server_default="all")
+    project_id: Mapped[str | None] = mapped_column(String(100))
+    """The only project that it may touch; null for every one of its organization."""
+    note: Mapped[str] = mapped_column(String(500), default="", server_default="")
+    expires_at: Mapped[datetime | None] = mapped_column(Instant)
+    created_by: Mapped[str | None] = mapped_column(String(40))
 
 
 class Session(Table):
@@ -161,6 +168,7 @@ class AuditEntry(Table):
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     at: Mapped[datetime] = mapped_column(Instant, default=now)
     key_id: Mapped[str | None] = mapped_column(String(40))
+    user_id: Mapped[str | None] = mapped_column(String(40))
     resource: Mapped[str] = mapped_column(String(40))
     action: Mapped[str] = mapped_column(String(60))
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -184,6 +192,30 @@ class UsageBatch(Table):
     __tablename__ = "usage_batches"
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     counted_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
+class RunStep(Table):
+    """One optimizer step of a run: what its passes came to, and what the optimizer said."""
+
+    __tablename__ = "run_steps"
+    run_id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant)
+    loss: Mapped[float | None] = mapped_column(Double)
+    drift: Mapped[float | None] = mapped_column(Double)
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    grad_norm: Mapped[float] = mapped_column(Double)
+    learning_rate: Mapped[float] = mapped_column(Double)
+
+
+class RunAdoption(Table):
+    """A worker took the run over from one that was gone."""
+
+    __tablename__ = "run_adoptions"
+    run_id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant)
+    worker: Mapped[str] = mapped_column(String(100))
 
 
 class Database:

@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -42,7 +42,11 @@ class Settings:
     """How long a session may go unheard before its queued work is cancelled."""
     session_kept_seconds: int = 24 * 3600
     """How long the state of its runs is kept after that, should its client come back."""
+    allow_http: bool = False
+    """Whether the API and the console may be reached in the clear over a network that is trusted."""
     prices: Prices = UNPRICED
+    model_aliases: Mapping[str, str] = field(default_factory=dict)
+    """Short names of the OpenAI-compatible endpoint, for base models and checkpoints."""
     stable_reinforce: bool = True
     """Whether that loss, whose rule is not published, runs a rule of our own or is refused."""
 
@@ -92,7 +96,9 @@ class Settings:
             session_kept_seconds=_whole(
                 environment, "SESSION_KEPT_SECONDS", cls.session_kept_seconds
             ),
+            allow_http=bool(_whole(environment, "ALLOW_HTTP", 0)),
             prices=_prices(environment),
+            model_aliases=_aliases(environment.get("TINSMITH_MODEL_ALIASES", "")),
             stable_reinforce=bool(_whole(environment, "STABLE_REINFORCE", 1)),
         )
 
@@ -124,6 +130,17 @@ def _prices(environment: Mapping[str, str]) -> Prices:
         return Prices.parse(environment.get("TINSMITH_PRICES", ""))
     except ValueError as error:
         raise SettingsError(f"TINSMITH_PRICES: {error}") from None
+
+
+def _aliases(text: str) -> dict[str, str]:
+    """`short=model,short=model`."""
+    aliases = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        short, separator, model = part.partition("=")
+        if not (short and separator and model):
+            raise SettingsError(f"TINSMITH_MODEL_ALIASES: {part!r} is not short=model.")
+        aliases[short] = model
+    return aliases
 
 
 def _pepper(environment: Mapping[str, str], data_dir: Path) -> bytes:

@@ -353,7 +353,7 @@ def test_an_ended_run_leaves_nothing_but_its_results(ends: Ends) -> None:
     assert ends.taken(worker) == []
     left = {key.decode().split(":")[0] for key in worker.redis.keys("*")}
     assert left <= {"fut", "res", "done", "ctl", "trace", "beats", "lease", "model", "models",
-                    "workers", "inbox", "bell"}  # fmt: skip
+                    "workers", "inbox", "bell", "live"}  # fmt: skip
 
 
 def test_a_seq_out_of_all_reach_is_refused_for_good(ends: Ends) -> None:

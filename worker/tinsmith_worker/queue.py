@@ -5,7 +5,7 @@ Only `Lease` runs in a thread of its own, because a forward pass may outlast a l
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisAway
 from redis.exceptions import TimeoutError as RedisSilent
 from redis.retry import Retry
 from tinsmith.protocol import keys
-from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result
+from tinsmith.protocol.jobs import DrawnToken, Job, Kind, ModelCard, Result
 from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
 
 from tinsmith_worker.usage import sample_usage
@@ -30,16 +30,17 @@ RESULT_TTL_MS = 6 * 3600 * 1000
 _PATIENCE_SECONDS = 0.5
 _TURN_TOKENS = 1024
 """Of sampling, that a tenant may take before it is the next one's turn."""
+_TOLD_STEPS, _TOLD_SECONDS = 4096, 3600
 _SCRIPTS = Path(__file__).parent / "scripts"
 _PARTS = {
     "take": ("take",),
-    "done": ("release", "trace", "done"),
+    "done": ("release", "finished", "done"),
     "snap": ("snap",),
     "adopt": ("adopt",),
     "close_gap": ("release", "close_gap"),
     "take_samples": ("take_samples",),
     "rescue_samples": ("rescue_samples",),
-    "sample_done": ("release", "trace", "sample_done"),
+    "sample_done": ("release", "finished", "sample_done"),
     "point_slot": ("point_slot",),
 }
 T = TypeVar("T")
@@ -192,6 +193,7 @@ class Queue:
             result.content,
             result.data,
             RESULT_TTL_MS,
+            result.figures,
         )
         if answer == b"fenced":
             raise Fenced(job.run_id)
@@ -299,6 +301,18 @@ class Queue:
             pipe.execute()
 
         self._patiently(keep)
+
+    def tell_tokens(self, by_process: Mapping[str, Sequence[DrawnToken]]) -> None:
+        """To the API processes that stream them. What gets lost comes once more with the result."""
+        pipe = self.redis.pipeline(transaction=False)
+        for process, drawn in by_process.items():
+            data = {"drawn": msgspec.msgpack.encode(drawn)}
+            pipe.xadd(keys.tokens(process), data, maxlen=_TOLD_STEPS, approximate=True)
+            pipe.expire(keys.tokens(process), _TOLD_SECONDS)
+        try:
+            pipe.execute()
+        except RedisError as error:  # no reason to lose the step's results, which wait for Redis
+            _log.warning("tokens_not_told", error=type(error).__name__)
 
     def sample_done(self, ticket: SampleTicket, result: Result) -> None:
         used = sample_usage(ticket.body, result)

@@ -8,6 +8,7 @@ TinsmithError
  │   └─ Unsupported 400     known, but not offered by this service
  ├─ Unauthorized 401        no key, a wrong one, a revoked one
  │   └─ TokenInvalid 401    a token that ran out or is not ours: the SDK exchanges its key again
+ ├─ Forbidden 403        whose key or role does not reach this far
  ├─ NotFound 404            absent, or someone else's: the caller cannot tell which
  ├─ Gone 410                a result that expired, or a future nobody knows
  ├─ Unprocessable 422       a body that does not parse
@@ -54,6 +55,10 @@ class TokenInvalid(Unauthorized):
     headers = MappingProxyType({"WWW-Authenticate": 'Bearer error="invalid_token"'})
 
 
+class Forbidden(TinsmithError):
+    status = 403
+
+
 class NotFound(TinsmithError):
     status = 404
 
@@ -67,7 +72,7 @@ class Unprocessable(TinsmithError):
 
 
 class TooMany(TinsmithError):
-    """The SDK heeds a Retry-After of up to 60 s."""
+    """Only for what passes by waiting: the SDK repeats it, and heeds a Retry-After of up to 60 s."""
 
     status = 429
     category = Category.SERVER

@@ -14,7 +14,7 @@
 | workers:{base} | ZSET | workers that hold the base model, by number of live runs |
 | models, model:{base} | SET, HASH | base models ever announced, what their workers say of them |
 | load:{scope} | HASH | requests, bytes, tokens and samples that wait or run in a scope |
-| live:{scope} | SET | the scope's live runs |
+| runs:{scope} | SET | the scope's live runs |
 | rate:{scope} | HASH | requests and tokens that it may still submit now, and when that was counted |
 | paused:{scope} | STRING, seconds | why its last request was refused |
 | smp:{base} | LIST | tenants whose sampling jobs wait, in the order of their turns |
@@ -28,18 +28,24 @@
 | trace:{session} | LIST | finished requests: kind, request, submitted, ended (microseconds), state, tokens |
 | slot:{run} | HASH | seq and folder of the weights that the run's inflight samplers use |
 | seqinfo:{sequence} | STRING, a day | what was known of a recorded sequence when it was sampled |
+| tok:{process} | STREAM, an hour | tokens of samples that an API process streams, a message a decode step |
 | noted:{run} | STRING, a day | that its client was told whose rule stable_reinforce is here |
 | clones:{sampling session} | STRING | how many clients have joined it |
 | usage | HASH | tokens by `hour|tenant|session|kind|base model`, not yet in the database |
 | usage:batches, usage:{batch} | SET, HASH | the same, on their way there |
 | done, ctl | STREAM | completions; cancellations, revocations, sessions that finish, runs that rest or leave |
+| step:{run} | HASH | loss, weight, drift, tokens of the passes since the run's last step |
+| steps | STREAM | steps taken and runs adopted, until they are in the database |
+| live:{tenant}:{second} | HASH, an hour | ten seconds' requests, failures, tokens and latencies |
 """
 
 MODELS = "models"
 DONE = "done"
+STEPS = "steps"
 CTL = "ctl"
 BEATS = "beats"
 SILENT = "silent"
+USAGE = "usage"
 USAGE_BATCHES = "usage:batches"
 SERVER_SCOPE = "server"
 """A scope is what limits hold for: the server, an organization, a project, a key, a run or sampler."""
@@ -63,10 +69,6 @@ def run_scope(run_id: str) -> str:
 
 def load(scope: str) -> str:
     return f"load:{scope}"
-
-
-def live(scope: str) -> str:
-    return f"live:{scope}"
 
 
 def paused(scope: str) -> str:
@@ -154,5 +156,14 @@ def noted(run_id: str) -> str:
     return f"noted:{run_id}"
 
 
+def tokens(process: str) -> str:
+    return f"tok:{process}"
+
+
 def usage_batch(batch: str) -> str:
     return f"usage:{batch}"
+
+
+def live(tenant: str, second: int) -> str:
+    """The ten seconds that begin there."""
+    return f"live:{tenant}:{second}"

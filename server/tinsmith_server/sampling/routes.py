@@ -100,7 +100,7 @@ async def asample(request: Request, user: User, service: Served) -> Response:
     body, num_tokens, refused = b"", 0, None
     try:
         sample = _sample_job(decode(raw, Sample), row, await _weights(service, row))
-        body, num_tokens = encode(sample), _most_tokens(sample)
+        body, num_tokens = encode(sample), most_tokens(sample)
     except TinsmithError as error:
         refused = failure(error.message)
     job = Job(
@@ -125,7 +125,7 @@ async def asample(request: Request, user: User, service: Served) -> Response:
     return answer(Submitted(request_id=request_id, sample_sequence_ids=ids))
 
 
-def _most_tokens(sample: SampleJob) -> int:
+def most_tokens(sample: SampleJob) -> int:
     """Read and drawn, at most; without max_tokens, what a turn is reckoned with."""
     drawn = _UNSAID_TOKENS if sample.params.max_tokens is None else sample.params.max_tokens
     return len(sample.prompt) + sample.num_samples * max(0, drawn)

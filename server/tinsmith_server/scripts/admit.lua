@@ -52,7 +52,7 @@ local function refusal(first, size, tokens, sample, new_run)
       end
     end
     local runs = tonumber(ARGV[row + 5])
-    if new_run and runs ~= 0 and redis.call('SCARD', 'live:' .. scope) >= runs then
+    if new_run and runs ~= 0 and redis.call('SCARD', 'runs:' .. scope) >= runs then
       return refuse(scope, 'runs', ARGV[row + 5], 10 * CROWDED_MS)
     end
     for _, bucket in ipairs(buckets(row)) do

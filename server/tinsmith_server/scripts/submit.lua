@@ -31,7 +31,7 @@ if not owner then
   local scopes = {}
   for row = 13, #ARGV, WIDTH do
     scopes[#scopes + 1] = ARGV[row]
-    if ARGV[row] ~= 'run:' .. run then redis.call('SADD', 'live:' .. ARGV[row], run) end
+    if ARGV[row] ~= 'run:' .. run then redis.call('SADD', 'runs:' .. ARGV[row], run) end
   end
   redis.call('HSET', runkey, 'tenant', tenant, 'base_model', base, 'owner', owner, 'epoch', 1,
     'claimed', -1, 'done', -1, 'snapshot', '', 'snapshot_seq', -1, 'scopes', table.concat(scopes, ' '))

@@ -11,4 +11,7 @@ redis.call('SREM', 'owned:' .. at[1], run)
 redis.call('SREM', 'owned:-' .. at[4], run) -- where a worker that withdrew has left it
 redis.call('SADD', 'owned:' .. worker, run)
 redis.call('ZINCRBY', 'workers:' .. at[4], 1, worker)
+if string.sub(at[1], 1, 1) ~= '-' then -- not the first home of a run that had none yet
+  redis.call('XADD', 'steps', 'MAXLEN', '~', 1000000, '*', 'run', run, 'epoch', epoch, 'worker', worker)
+end
 return epoch
