@@ -12,9 +12,10 @@ from tinsmith_server import client_config, extensions
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
 from tinsmith_server.background import routes as background
-from tinsmith_server.checkpoints import copying, saving
+from tinsmith_server.checkpoints import copying, imports, saving
 from tinsmith_server.checkpoints import routes as checkpoints
 from tinsmith_server.direct import EXPECTED, Direct, Endpoint
+from tinsmith_server.downloads import exports
 from tinsmith_server.downloads import routes as downloads
 from tinsmith_server.futures import routes as futures
 from tinsmith_server.losses import routes as losses
@@ -47,7 +48,9 @@ _ROOMS = (
     joining,
     saving,
     copying,
+    imports,
     downloads,
+    exports,
     background,
     traces,
     extensions,

@@ -17,14 +17,14 @@ from tests.conftest import running_valkey
 HERE = "tests.server.test_background_jobs"
 
 
-def halve(number: int) -> dict[str, object]:
+def halve(job_id: str, number: int) -> dict[str, object]:
     report(0.5, "halving")
     if number % 2:
         return {"error": f"number: {number} is odd."}
     return {"result": {"half": number // 2}}
 
 
-def breaks() -> None:
+def breaks(job_id: str) -> None:
     raise RuntimeError("something nobody foresaw, with a secret in it")
 
 

@@ -36,10 +36,13 @@ class BackgroundJobs:
         job_id: str | None = None,
         **of: Any,
     ) -> BackgroundJob:
-        """A job that its organization may look up. `function` is its dotted name."""
-        return await asyncio.to_thread(
-            self._enqueue, function, organization_id, kind, job_id or uuid.uuid4().hex, of
-        )
+        """A job that its organization may look up.
+
+        `function` is a dotted name; it is called with `job_id` and what else is given here, and answers
+        {"result": {...}}, or {"error": a sentence for the user}.
+        """
+        of["job_id"] = job_id = job_id or uuid.uuid4().hex
+        return await asyncio.to_thread(self._enqueue, function, organization_id, kind, job_id, of)
 
     def _enqueue(
         self, function: str, organization_id: str, kind: str, job_id: str, of: dict[str, Any]
