@@ -18,7 +18,7 @@ from tinsmith.protocol.jobs import Job, Kind, Result, failure
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.training import Work
 from tinsmith_worker.engine.values import InvalidInput
-from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged, work_of
+from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged
 from tinsmith_worker.queue import Fenced, Queue
 from tinsmith_worker.runs import Resident, Runs
 from tinsmith_worker.samples import SamplingDesk
@@ -26,6 +26,7 @@ from tinsmith_worker.saver import Saver
 from tinsmith_worker.scheduler import Scheduler
 from tinsmith_worker.settings import Settings
 from tinsmith_worker.store import Store
+from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
 _HOUSEKEEPING_SECONDS = 1.0
@@ -57,11 +58,20 @@ class Worker:
         store: Store,
         models: Mapping[str, BaseModel],
         desks: Mapping[str, SamplingDesk],
+        teachers: Teachers | None = None,
     ) -> None:
         self._settings, self._queue, self._models, self._desks = settings, queue, models, desks
         self._saver = Saver(store, queue.ring)
         weights = {name: desk.weights for name, desk in desks.items()}
-        self._ops = Ops(store, self._saver, weights, settings.max_pass_tokens, queue.point_slot)
+        self._teachers = teachers or Teachers(store, models, weights)
+        self._ops = Ops(
+            store,
+            self._saver,
+            weights,
+            settings.max_pass_tokens,
+            queue.point_slot,
+            self._teachers,
+        )
         self._trainers = {name: self._ops.trainer(model) for name, model in models.items()}
         self._scheduler = Scheduler(_PASSES_IN_WORK * settings.max_pass_tokens)
         self._runs = Runs(
@@ -176,6 +186,7 @@ class Worker:
         self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
         self._saver.try_again()
         self._runs.settle_snapshots()
+        self._teachers.dismiss_idle()
         for desk in self._desks.values():
             desk.rescue()
             desk.try_again()
@@ -253,7 +264,8 @@ class Worker:
             return
         trainer = self._trainers[one.resident.base_model]
         try:
-            work = work_of(state, one.job)
+            model = self._models[one.resident.base_model]
+            work = self._ops.work_of(model, state, one.job)
         except (InvalidInput, TinsmithError) as error:
             work = Work(run=state, data=[], loss_fn="", loss_fn_config={})
             trainer.refuse(work, str(error))

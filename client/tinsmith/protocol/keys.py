@@ -18,6 +18,7 @@
 | trace:{session} | LIST | finished requests: kind, request, submitted, ended (microseconds), state, tokens |
 | slot:{run} | HASH | seq and folder of the weights that the run's inflight samplers use |
 | seqinfo:{sequence} | STRING, a day | what was known of a recorded sequence when it was sampled |
+| tok:{process} | STREAM, an hour | tokens of samples that an API process streams, a message a decode step |
 | noted:{run} | STRING, a day | that its client was told whose rule stable_reinforce is here |
 | clones:{sampling session} | STRING | how many clients have joined it |
 | usage | HASH | tokens by `hour|tenant|session|kind|base model`, not yet in the database |
@@ -25,6 +26,7 @@
 | step:{run} | HASH | loss, weight, drift, tokens of the passes since the run's last step |
 | steps | STREAM | steps taken and runs adopted, until they are in the database |
 | live:{tenant}:{second} | HASH, an hour | ten seconds' requests, failures, tokens and latencies |
+| jobs:{organization} | SET | its background jobs that may not have ended |
 | done, ctl | STREAM | completions; cancellations and revocations |
 """
 
@@ -32,6 +34,7 @@ MODELS = "models"
 DONE = "done"
 STEPS = "steps"
 CTL = "ctl"
+USAGE = "usage"
 USAGE_BATCHES = "usage:batches"
 SAMPLER_GROUP = "samplers"
 
@@ -113,6 +116,10 @@ def noted(run_id: str) -> str:
     return f"noted:{run_id}"
 
 
+def tokens(process: str) -> str:
+    return f"tok:{process}"
+
+
 def usage_batch(batch: str) -> str:
     return f"usage:{batch}"
 
@@ -124,3 +131,7 @@ def live(tenant: str, second: int) -> str:
 
 def heartbeat(session_id: str) -> str:
     return f"hb:{session_id}"
+
+
+def jobs(organization_id: str) -> str:
+    return f"jobs:{organization_id}"
