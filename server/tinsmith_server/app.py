@@ -11,14 +11,19 @@ from starlette.requests import Request
 from tinsmith_server import client_config, extensions
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
+from tinsmith_server.background import routes as background
 from tinsmith_server.checkpoints import copying, saving
 from tinsmith_server.checkpoints import routes as checkpoints
+from tinsmith_server.console import entrance
 from tinsmith_server.direct import EXPECTED, Direct, Endpoint
 from tinsmith_server.downloads import routes as downloads
 from tinsmith_server.futures import routes as futures
+from tinsmith_server.logs import configure_logs
 from tinsmith_server.losses import routes as losses
 from tinsmith_server.migrate import migrate
 from tinsmith_server.models import routes as models
+from tinsmith_server.openai import routes as openai
+from tinsmith_server.openai import tokenizer_routes as openai_tokenizers
 from tinsmith_server.runs import listing
 from tinsmith_server.runs import routes as runs
 from tinsmith_server.sampling import joining
@@ -47,6 +52,7 @@ _ROOMS = (
     saving,
     copying,
     downloads,
+    background,
     traces,
     extensions,
     checkpoints,
@@ -66,6 +72,7 @@ DIRECT: dict[str, Endpoint] = {
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings.from_environment()
+    configure_logs()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -86,7 +93,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for room in _ROOMS:
         api.include_router(room.router)
     app.include_router(api)
+    for prefix in openai.PREFIXES:
+        app.include_router(openai.endpoint, prefix=prefix)
+        app.include_router(openai_tokenizers.endpoint, prefix=prefix)
     app.include_router(client_config.health)
+    app.include_router(entrance.router)
     app.add_middleware(Direct, endpoints=DIRECT)
     return app
 

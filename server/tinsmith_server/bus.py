@@ -140,6 +140,11 @@ class Bus:
 
     # Waiting
 
+    @property
+    def draining(self) -> bool:
+        """Whether this process is leaving and holds nobody any more."""
+        return self._draining
+
     async def future(self, request_id: str) -> FutureState | None:
         """What is known of it now. A result that expired under a live future reads as a failure."""
         seen = await self._look(keys=[], args=[request_id])

@@ -46,6 +46,11 @@ EXTENSIONS = [
         description="A key or token may also come as `Authorization: Bearer`.",
         endpoints=["every endpoint"],
     ),
+    Extension(
+        name="jobs",
+        description="Slow work in the background: how far it is, and what came of it.",
+        endpoints=["GET /api/v1/jobs/{job_id}"],
+    ),
 ]
 
 

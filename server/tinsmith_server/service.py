@@ -1,18 +1,22 @@
 """What every route works with, made once at start and handed down; and what runs behind them."""
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 from fastapi import Depends, Request
 
 from tinsmith_server.auth import KeyRing
+from tinsmith_server.background.jobs import BackgroundJobs
 from tinsmith_server.bus import Bus
 from tinsmith_server.checkpoints.service import Checkpoints
 from tinsmith_server.curves.collector import CurveCollector
 from tinsmith_server.db import Database
 from tinsmith_server.downloads.signing import Signer
+from tinsmith_server.openai.feed import TokenFeed
+from tinsmith_server.openai.vocabulary import Vocabularies
 from tinsmith_server.owners import Owners
 from tinsmith_server.settings import Settings
 from tinsmith_server.storage import Storage
@@ -33,6 +37,12 @@ class Service:
     usage: UsageCollector = field(init=False)
     curves: CurveCollector = field(init=False)
     signer: Signer = field(init=False)
+    feed: TokenFeed = field(init=False)
+    vocabularies: Vocabularies = field(init=False)
+    openai_sessions: set[str] = field(default_factory=set)
+    """Sessions of the OpenAI-compatible endpoint that are known to be in SQL."""
+    _loose: set[asyncio.Task[None]] = field(default_factory=set)
+    jobs: BackgroundJobs = field(init=False)
     _chores: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -42,6 +52,9 @@ class Service:
         self.usage = UsageCollector(self.db, self.bus)
         self.curves = CurveCollector(self.db, self.bus)
         self.signer = Signer(self.settings.key_pepper)
+        self.feed = TokenFeed(self.bus)
+        self.vocabularies = Vocabularies(self.storage)
+        self.jobs = BackgroundJobs(self.settings.redis_url)
 
     @classmethod
     def create(cls, settings: Settings) -> "Service":
@@ -56,6 +69,7 @@ class Service:
         await self.bus.start()
         self.keys.start()
         self.owners.start()
+        self.feed.start()
         chores = {
             "settler": self.checkpoints.settle_all(),
             "sweeper": self.checkpoints.sweep(),
@@ -64,10 +78,19 @@ class Service:
         }
         self._chores = [asyncio.create_task(chore, name=name) for name, chore in chores.items()]
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """To its end, whatever becomes of whoever asked for it."""
+        task = asyncio.create_task(work)
+        self._loose.add(task)
+        task.add_done_callback(self._loose.discard)
+
     async def close(self) -> None:
+        await asyncio.gather(*self._loose, return_exceptions=True)
+        await self.feed.close()
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
+        await self.jobs.close()
         await self.owners.close()
         await self.keys.close()
         await self.bus.close()

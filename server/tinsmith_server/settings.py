@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -32,7 +32,11 @@ class Settings:
     """Where the SDK cuts a batch. A chunk is one request, so it must fit max_body_bytes."""
     public_url: str | None = None
     """Where clients reach the API, for links; without it, where the request for a link came to."""
+    allow_http: bool = False
+    """Whether the API and the console may be reached in the clear over a network that is trusted."""
     prices: Prices = UNPRICED
+    model_aliases: Mapping[str, str] = field(default_factory=dict)
+    """Short names of the OpenAI-compatible endpoint, for base models and checkpoints."""
     stable_reinforce: bool = True
     """Whether that loss, whose rule is not published, runs a rule of our own or is refused."""
 
@@ -61,7 +65,9 @@ class Settings:
                 environment, "FWDBWD_MAX_CHUNK_BYTES", cls.fwdbwd_max_chunk_bytes
             ),
             public_url=environment.get("TINSMITH_PUBLIC_URL") or None,
+            allow_http=bool(_whole(environment, "ALLOW_HTTP", 0)),
             prices=_prices(environment),
+            model_aliases=_aliases(environment.get("TINSMITH_MODEL_ALIASES", "")),
             stable_reinforce=bool(_whole(environment, "STABLE_REINFORCE", 1)),
         )
 
@@ -83,6 +89,17 @@ def _prices(environment: Mapping[str, str]) -> Prices:
         return Prices.parse(environment.get("TINSMITH_PRICES", ""))
     except ValueError as error:
         raise SettingsError(f"TINSMITH_PRICES: {error}") from None
+
+
+def _aliases(text: str) -> dict[str, str]:
+    """`short=model,short=model`."""
+    aliases = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        short, separator, model = part.partition("=")
+        if not (short and separator and model):
+            raise SettingsError(f"TINSMITH_MODEL_ALIASES: {part!r} is not short=model.")
+        aliases[short] = model
+    return aliases
 
 
 def _pepper(environment: Mapping[str, str], data_dir: Path) -> bytes:

@@ -112,6 +112,7 @@ def _card(settings: Settings, store: Store, model: BaseModel) -> ModelCard:
         engine=model.engine,
         dtype=str(model.dtype).removeprefix("torch."),
         exact=model.numerics.held,
+        eos_token_ids=tuple(sorted(model.eos_token_ids)),
     )
 
 

@@ -5,7 +5,7 @@ Only `Lease` runs in a thread of its own, because a forward pass may outlast a l
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +17,14 @@ from redis.exceptions import ConnectionError as RedisAway
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisSilent
 from tinsmith.protocol import keys
-from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result
+from tinsmith.protocol.jobs import DrawnToken, Job, Kind, ModelCard, Result
 from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
 
 from tinsmith_worker.usage import sample_usage
 
 _log = structlog.get_logger()
 RESULT_TTL_MS = 6 * 3600 * 1000
+_TOLD_STEPS, _TOLD_SECONDS = 4096, 3600
 _SCRIPTS = Path(__file__).parent / "scripts"
 
 
@@ -283,6 +284,18 @@ class Queue:
         for sequence_id, record in records.items():
             pipe.set(keys.sequence(sequence_id), msgspec.msgpack.encode(record), ex=RECORD_SECONDS)
         pipe.execute()
+
+    def tell_tokens(self, by_process: Mapping[str, Sequence[DrawnToken]]) -> None:
+        """To the API processes that stream them. What gets lost comes once more with the result."""
+        pipe = self.redis.pipeline(transaction=False)
+        for process, drawn in by_process.items():
+            data = {"drawn": msgspec.msgpack.encode(drawn)}
+            pipe.xadd(keys.tokens(process), data, maxlen=_TOLD_STEPS, approximate=True)
+            pipe.expire(keys.tokens(process), _TOLD_SECONDS)
+        try:
+            pipe.execute()
+        except RedisError as error:  # no reason to lose the step's results, which wait for Redis
+            _log.warning("tokens_not_told", error=type(error).__name__)
 
     def sample_done(self, ticket: SampleTicket, result: Result) -> None:
         used = sample_usage(ticket.body, result)

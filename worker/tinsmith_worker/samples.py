@@ -11,7 +11,7 @@ import structlog
 from tinsmith.protocol import tensors
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.errors import TinsmithError
-from tinsmith.protocol.jobs import Content, Result, SampleJob, failure
+from tinsmith.protocol.jobs import Content, DrawnToken, Result, SampleJob, failure
 from tinsmith.protocol.paths import sequence_id
 from tinsmith.protocol.provenance import Recorded
 
@@ -38,6 +38,8 @@ class SamplingDesk:
 
     def __post_init__(self) -> None:
         self._tickets: dict[str, SampleTicket] = {}
+        self._streams: dict[str, str] = {}
+        """The API process that each streaming request's tokens go to."""
         self._without_weights: list[SampleTicket] = []
 
     @property
@@ -70,6 +72,7 @@ class SamplingDesk:
         except Exception as error:  # noqa: BLE001 - a step's accident is not the worker's end
             self._fail_all(error)
             return
+        self._tell_drawn()
         for finished in answers:
             ticket = self._tickets[finished.request_id]
             if records := _records(finished, ticket.body):
@@ -77,6 +80,15 @@ class SamplingDesk:
                     records
                 )  # before the answer: a loss may ask for them at once
             self._finish(finished.request_id, _result(finished, ticket.body))
+
+    def _tell_drawn(self) -> None:
+        """Before the results, which hold every token again: a reader needs no order between the two."""
+        by_process: dict[str, list[DrawnToken]] = {}
+        for one in self.sampler.take_drawn():
+            if process := self._streams.get(one.request_id):
+                by_process.setdefault(process, []).append(DrawnToken(**vars(one)))
+        if by_process:
+            self.queue.tell_tokens(by_process)
 
     def _fail_all(self, error: Exception) -> None:
         """An error that is nobody's input: nobody in the sampler can go on from it."""
@@ -123,6 +135,8 @@ class SamplingDesk:
         adapter = self.weights.get(job.adapter_prefix) if job.adapter_prefix else None
         if job.adapter_prefix and adapter is None:
             return None
+        if job.tokens_to:
+            self._streams[ticket.request_id] = job.tokens_to
         params = job.params
         stop: list[str | int] | None
         stop = [params.stop] if isinstance(params.stop, str) else params.stop
@@ -143,9 +157,11 @@ class SamplingDesk:
             prompt_logprobs_last_n=job.prompt_logprobs_last_n,
             targets=_targets(job),
             prompt_alt_tokens_k=job.prompt_alt_tokens_k,
+            stream=job.tokens_to is not None,
         )
 
     def _finish(self, request_id: str, result: Result) -> None:
+        self._streams.pop(request_id, None)
         self.queue.sample_done(self._tickets.pop(request_id), result)
 
 

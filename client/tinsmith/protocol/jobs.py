@@ -158,6 +158,19 @@ class SampleJob(Body, kw_only=True, frozen=True):
     prompt_alt_tokens_k: int = 0
     record: bool = False
     """Whether the sequences are kept for a day, for losses that need what was known when sampling."""
+    tokens_to: str | None = None
+    """The API process that wants each token as it is drawn."""
+
+
+class DrawnToken(Body, kw_only=True, frozen=True, array_like=True):
+    """One token of a sample on its way, before its request has a result."""
+
+    request_id: str
+    sample: int
+    position: int
+    token: int
+    logprob: float
+    top: list[tuple[int, float]] | None = None
 
 
 class ModelCard(Body, kw_only=True, frozen=True):
@@ -174,6 +187,8 @@ class ModelCard(Body, kw_only=True, frozen=True):
     dtype: str = ""
     exact: bool = False
     """Sampler and trainer agree to the last bit."""
+    eos_token_ids: tuple[int, ...] = ()
+    """Any of these ends a sample that names no stop of its own."""
 
 
 def encode(value: object) -> bytes:

@@ -18,6 +18,7 @@
 | trace:{session} | LIST | finished requests: kind, request, submitted, ended (microseconds), state, tokens |
 | slot:{run} | HASH | seq and folder of the weights that the run's inflight samplers use |
 | seqinfo:{sequence} | STRING, a day | what was known of a recorded sequence when it was sampled |
+| tok:{process} | STREAM, an hour | tokens of samples that an API process streams, a message a decode step |
 | noted:{run} | STRING, a day | that its client was told whose rule stable_reinforce is here |
 | clones:{sampling session} | STRING | how many clients have joined it |
 | usage | HASH | tokens by `hour|tenant|session|kind|base model`, not yet in the database |
@@ -32,6 +33,7 @@ MODELS = "models"
 DONE = "done"
 STEPS = "steps"
 CTL = "ctl"
+USAGE = "usage"
 USAGE_BATCHES = "usage:batches"
 SAMPLER_GROUP = "samplers"
 
@@ -111,6 +113,10 @@ def sequence(sequence_id: str) -> str:
 
 def noted(run_id: str) -> str:
     return f"noted:{run_id}"
+
+
+def tokens(process: str) -> str:
+    return f"tok:{process}"
 
 
 def usage_batch(batch: str) -> str:

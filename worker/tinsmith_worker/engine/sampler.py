@@ -40,6 +40,18 @@ class SampledSequence:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A token of a request that streams."""
+
+    request_id: str
+    sample: int
+    position: int
+    token: int
+    logprob: float
+    top: list[tuple[int, float]] | None
+
+
+@dataclass(frozen=True)
 class Finished:
     request_id: str
     sequences: list[SampledSequence] = field(default_factory=list)
@@ -109,6 +121,7 @@ class Sampler:
         self._prefixes = PrefixCache(self._pool)
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []
+        self._drawn: list[Drawn] = []
 
     @property
     def busy(self) -> bool:
@@ -154,6 +167,11 @@ class Sampler:
                 raise
         release(self._model.device)
         return self._give_up({_id(one) for one, _ in parts}, _NO_MEMORY)
+
+    def take_drawn(self) -> list[Drawn]:
+        """Tokens of streaming requests since the last call, in order."""
+        drawn, self._drawn = self._drawn, []
+        return drawn
 
     def clear(self) -> list[str]:
         """Give everything up; answers the requests that were not finished."""
@@ -283,7 +301,9 @@ class Sampler:
                 top = all_SV[place].topk(k)
                 one.topk.append((top.indices, top.values))
         lost = {_id(one) for one in samples if not math.isfinite(one.logprobs[-1])}
-        finished = self._retire([one for one in samples if _id(one) not in lost])
+        sound = [one for one in samples if _id(one) not in lost]
+        self._drawn += [_drawn(one) for one in sound if one.owner.request.stream]
+        finished = self._retire(sound)
         return finished + self._give_up(lost, _NOT_FINITE)
 
     def _part(self, one: _Sequence) -> list[_Sequence]:
@@ -370,6 +390,15 @@ def _next_draw(one: _Sequence) -> Draw:
     request = one.owner.request
     u = uniform(request.seed, one.index, len(one.tokens))
     return Draw(request.temperature, request.top_k, request.top_p, u)
+
+
+def _drawn(one: _Sequence) -> Drawn:
+    top = None
+    if one.topk:
+        ids, logprobs = one.topk[-1]
+        top = list(zip(ids.tolist(), logprobs.tolist(), strict=True))
+    position = len(one.tokens) - 1
+    return Drawn(_id(one), one.index, position, one.tokens[-1], one.logprobs[-1], top)
 
 
 def _topk_rows(rows: list[tuple[Tensor, Tensor]]) -> TopK:

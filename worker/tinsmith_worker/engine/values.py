@@ -52,3 +52,5 @@ class SampleRequest:
     targets: TargetCells | None = None
     prompt_alt_tokens_k: int = 0
     """Draws at each prompt position after the first, with replacement, at the request's temperature."""
+    stream: bool = False
+    """Whether each token is wanted as soon as it is drawn."""

@@ -1,0 +1,104 @@
+"""Putting jobs on the queue, and asking what became of them. It has never heard of what they do.
+
+RQ speaks to Redis synchronously: an API process asks from a thread.
+"""
+
+import asyncio
+import uuid
+from typing import Any
+
+from redis import Redis
+from rq import Queue, Retry
+from rq.exceptions import NoSuchJobError
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+from tinsmith.protocol.errors import NotFound
+from tinsmith.protocol.job_bodies import BackgroundJob, JobState
+
+QUEUE = "tinsmith"
+KEPT_SECONDS = 24 * 3600
+"""How long it can be told what became of a job, and how long the files that it made stay."""
+_LONGEST_SECONDS = 6 * 3600
+_DEATHS = 2
+
+
+class BackgroundJobs:
+    def __init__(self, redis_url: str) -> None:
+        self._redis = Redis.from_url(redis_url)
+        self._queue = Queue(QUEUE, connection=self._redis, serializer=JSONSerializer)
+
+    async def enqueue(
+        self,
+        function: str,
+        organization_id: str,
+        kind: str,
+        *,
+        job_id: str | None = None,
+        **of: Any,
+    ) -> BackgroundJob:
+        """A job that its organization may look up. `function` is its dotted name."""
+        return await asyncio.to_thread(
+            self._enqueue, function, organization_id, kind, job_id or uuid.uuid4().hex, of
+        )
+
+    def _enqueue(
+        self, function: str, organization_id: str, kind: str, job_id: str, of: dict[str, Any]
+    ) -> BackgroundJob:
+        job = self._queue.enqueue_call(
+            function,
+            kwargs=of,
+            timeout=_LONGEST_SECONDS,
+            result_ttl=KEPT_SECONDS,
+            failure_ttl=KEPT_SECONDS,
+            job_id=job_id,
+            description=f"{kind} {job_id}",  # not the arguments: RQ logs it
+            meta={"organization_id": organization_id, "kind": kind},
+            retry=Retry(max=_DEATHS),
+        )
+        return _told(job)
+
+    async def look(self, organization_id: str, job_id: str) -> BackgroundJob:
+        """Someone else's job is as absent as no job at all."""
+        return await asyncio.to_thread(self._look, organization_id, job_id)
+
+    def _look(self, organization_id: str, job_id: str) -> BackgroundJob:
+        try:
+            job = Job.fetch(job_id, connection=self._redis, serializer=JSONSerializer)
+        except NoSuchJobError:
+            raise _not_found(job_id) from None
+        if job.get_meta(refresh=False).get("organization_id") != organization_id:
+            raise _not_found(job_id)
+        return _told(job)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._redis.close)
+
+
+def _told(job: Job) -> BackgroundJob:
+    status, meta = job.get_status(refresh=False), job.get_meta(refresh=False)
+    answer = job.return_value() if status is JobStatus.FINISHED else None
+    answer = answer if isinstance(answer, dict) else {}
+    error = answer.get("error")
+    if status in (JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED):
+        error = f"The job ended with an internal error (reference {job.id[:12]})."
+    return BackgroundJob(
+        job_id=job.id,
+        kind=meta["kind"],
+        state=_state(status, error),
+        progress=1.0 if answer and not error else meta.get("progress", 0.0),
+        note=meta.get("note"),
+        result=answer.get("result"),
+        error=error,
+    )
+
+
+def _state(status: JobStatus | None, error: str | None) -> JobState:
+    if error:
+        return "failed"
+    if status is JobStatus.FINISHED:
+        return "done"
+    return "running" if status is JobStatus.STARTED else "queued"
+
+
+def _not_found(job_id: str) -> NotFound:
+    return NotFound(f"job_id: there is no job {job_id[:80]!r}; jobs are kept for a day.")

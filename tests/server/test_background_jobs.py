@@ -1,0 +1,66 @@
+"""Jobs on a real queue: what is told of them while they wait, when they are done, and to whom."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from rq import Queue, SimpleWorker
+from rq.serializers import JSONSerializer
+from tinsmith.protocol.errors import NotFound
+from tinsmith_server.background.jobs import QUEUE, BackgroundJobs
+from tinsmith_server.background.process import report
+
+from tests.conftest import running_valkey
+
+HERE = "tests.server.test_background_jobs"
+
+
+def halve(number: int) -> dict[str, object]:
+    report(0.5, "halving")
+    if number % 2:
+        return {"error": f"number: {number} is odd."}
+    return {"result": {"half": number // 2}}
+
+
+def breaks() -> None:
+    raise RuntimeError("something nobody foresaw, with a secret in it")
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    with running_valkey(tmp_path) as url:
+        yield url
+
+
+def work_off(redis_url: str) -> None:
+    redis = Redis.from_url(redis_url)
+    queue = Queue(QUEUE, connection=redis, serializer=JSONSerializer)
+    SimpleWorker([queue], connection=redis, serializer=JSONSerializer).work(burst=True)
+    redis.close()
+
+
+def test_a_job_tells_its_own_organization_how_it_went(redis_url: str) -> None:
+    async def flow() -> None:
+        jobs = BackgroundJobs(redis_url)
+        told = await jobs.enqueue(f"{HERE}.halve", "org-a", "halving", number=6)
+        assert (told.state, told.progress, told.kind) == ("queued", 0.0, "halving")
+        odd = await jobs.enqueue(f"{HERE}.halve", "org-a", "halving", number=7)
+        broken = await jobs.enqueue(f"{HERE}.breaks", "org-a", "breaking")
+        work_off(redis_url)
+        done = await jobs.look("org-a", told.job_id)
+        assert (done.state, done.progress, done.note) == ("done", 1.0, "halving")
+        assert done.result == {"half": 3}
+        refused = await jobs.look("org-a", odd.job_id)
+        assert (refused.state, refused.progress) == ("failed", 0.5)
+        assert refused.error == "number: 7 is odd."
+        failed = await jobs.look("org-a", broken.job_id)
+        assert failed.state == "failed"
+        assert "secret" not in str(failed.error)
+        for organization, job_id in (("org-b", told.job_id), ("org-a", "no"), ("org-a", "")):
+            with pytest.raises(NotFound):
+                await jobs.look(organization, job_id)
+        await jobs.close()
+
+    asyncio.run(flow())
