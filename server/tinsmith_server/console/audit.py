@@ -1,6 +1,7 @@
 """The audit log: who changed what, newest first."""
 
-from datetime import date, datetime, time, timedelta, UTC
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time, timedelta
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -61,12 +62,16 @@ def _day(text: str) -> datetime:
 
 
 async def _names(
-    sql: AsyncSession, organization_id: str, found: list[AuditEntry]
+    sql: AsyncSession, organization_id: str, found: Sequence[AuditEntry]
 ) -> dict[str | None, str]:
     """Of the keys and people that did it."""
     keys = select(ApiKey.id, ApiKey.name).where(
         ApiKey.organization_id == organization_id, ApiKey.id.in_({one.key_id for one in found})
     )
     users = select(User.id, User.email).where(User.id.in_({one.user_id for one in found}))
-    named = {key_id: f"key {name}" for key_id, name in (await sql.execute(keys)).all()}
-    return named | {user_id: email for user_id, email in (await sql.execute(users)).all()}
+    named: dict[str | None, str] = {}
+    for key_id, name in (await sql.execute(keys)).all():
+        named[key_id] = f"key {name}"
+    for user_id, email in (await sql.execute(users)).all():
+        named[user_id] = email
+    return named

@@ -18,8 +18,8 @@ from tinsmith_server.console.paging import PageNumber, turned, window
 from tinsmith_server.console.security import Member, Viewer, console_router, redirect
 from tinsmith_server.console.templating import page
 from tinsmith_server.db import Checkpoint
-from tinsmith_server.downloads.routes import archive_address
-from tinsmith_server.service import Served, Service
+from tinsmith_server.downloads.routes import archive_path
+from tinsmith_server.service import Served
 
 router: APIRouter = console_router()
 _MOST_DELETED = 500
@@ -58,7 +58,7 @@ async def delete_many(
     if len(path) > _MOST_DELETED:
         raise BadRequest(f"path: more than {_MOST_DELETED} at once; delete them in parts.")
     for one in [TinkerPath.parse(text) for text in path]:
-        await service.checkpoints.delete(_caller(member), one)
+        await service.checkpoints.delete(_caller(member), one, by_user=member.user_id)
     return redirect("/checkpoints")
 
 
@@ -102,17 +102,14 @@ async def set_ttl(
     async with service.db.begin() as sql:
         row, _ = await repository.owned_at(sql, _caller(member), path)
         row.expires_at = expiry(seconds)
-        audit.record_member(
-            sql, member, "checkpoint_ttl_set", ttl_seconds=seconds, **_named(path)
-        )
+        audit.record_member(sql, member, "checkpoint_ttl_set", ttl_seconds=seconds, **_named(path))
     return _back(path)
 
 
 @router.post("/checkpoints/{run_id}/{checkpoint_id:path}/delete")
-async def delete(
-    run_id: str, checkpoint_id: str, member: Member, service: Served
-) -> Response:
-    await service.checkpoints.delete(_caller(member), _path(run_id, checkpoint_id))
+async def delete(run_id: str, checkpoint_id: str, member: Member, service: Served) -> Response:
+    path = _path(run_id, checkpoint_id)
+    await service.checkpoints.delete(_caller(member), path, by_user=member.user_id)
     return redirect(f"/training_runs/{run_id}")
 
 
@@ -125,7 +122,8 @@ async def download(
     async with service.db.begin() as sql:
         row, _ = await repository.owned_at(sql, _caller(member), path)
         audit.record_member(sql, member, "checkpoint_read", purpose="download", **_named(path))
-    return RedirectResponse(archive_address(service, row), status_code=303)
+    signed, _ = service.signer.sign(archive_path(row))
+    return RedirectResponse(f"/api/v1{signed}", status_code=303)
 
 
 def _path(run_id: str, checkpoint_id: str) -> TinkerPath:
@@ -141,5 +139,5 @@ def _back(path: TinkerPath) -> Response:
 
 
 def _caller(member: SignedIn) -> Caller:
-    """What the rooms' functions take: whose organization it is. The audit log names the member."""
-    return Caller(None, member.organization_id, user_id=member.user_id)
+    """What the rooms' functions ask: whose organization it is. The audit log names the member."""
+    return Caller("", member.organization_id)

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from tinsmith_server.db import now
 
+NOTHING = "\N{EN DASH}"
 _SPANS = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -28,7 +29,7 @@ def utc(moment: datetime | None) -> str:
 
 def size(num_bytes: int | None) -> str:
     if num_bytes is None:
-        return "–"
+        return NOTHING
     value = float(num_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -40,7 +41,7 @@ def size(num_bytes: int | None) -> str:
 def short(number: float | None) -> str:
     """Four digits that matter: 12.3k, 0.0421, 3.2e-05."""
     if number is None:
-        return "–"
+        return NOTHING
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(number) >= limit:
             scale = 1e3 if unit == "k" else limit
@@ -51,16 +52,25 @@ def short(number: float | None) -> str:
 
 
 def money(dollars: float | None) -> str:
-    return "–" if dollars is None else f"${dollars:,.2f}" if dollars >= 1 else f"${dollars:.4f}"
+    return NOTHING if dollars is None else f"${dollars:,.2f}" if dollars >= 1 else f"${dollars:.4f}"
 
 
 def ms(milliseconds: float | None) -> str:
     if milliseconds is None:
-        return "–"
+        return NOTHING
     return f"{milliseconds / 1000:.3g} s" if milliseconds >= 1000 else f"{milliseconds:.3g} ms"
 
 
+def brief(run_id: str) -> str:
+    """A run's id with the middle of its session's left out."""
+    session, colon, rest = run_id.partition(":")
+    if len(session) <= 16:
+        return run_id
+    return f"{session[:9]}\N{HORIZONTAL ELLIPSIS}{session[-4:]}{colon}{rest}"
+
+
 FILTERS = {
+    "brief": brief,
     "ago": ago,
     "span": span,
     "utc": utc,

@@ -8,20 +8,21 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
-from tinsmith.protocol import keys
 
-from tinsmith_server import status
 from tinsmith_server.accounts.caller import SignedIn
 from tinsmith_server.console import live, pulse, run_rows
 from tinsmith_server.console.pulse import SAMPLING, TRAINING, Bucket
 from tinsmith_server.console.security import Viewer, console_router
 from tinsmith_server.console.templating import page, piece
+from tinsmith_server.console.workers import WorkerRow, workers
 from tinsmith_server.db import Session
 from tinsmith_server.service import Served, Service
 
 router: APIRouter = console_router()
 _SECONDS = 600
 _LONG_WAIT_SECONDS = 60.0
+_MANY_FAILED = 0.1
+"""Of the requests: fewer than that are callers' own mistakes, and no sign of ill health."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Health:
 class Overview:
     is_empty: bool
     health: Health
-    workers: Sequence[status.WorkerStatus]
+    workers: Sequence[WorkerRow]
     buckets: Sequence[Bucket]
     runs: Sequence[run_rows.RunRow]
     num_queued: int
@@ -91,16 +92,15 @@ async def rates(member: Viewer, service: Served) -> Response:
 
 
 async def look(service: Service, member: SignedIn) -> Overview:
-    workers = await status.workers(service.bus)
+    up = await workers(service.bus)
     found = await pulse.buckets(service.bus, member.organization_id, _SECONDS)
     async with service.db.begin() as sql:
         is_empty = await _is_empty(sql, member.organization_id)
         runs = await run_rows.newest(sql, service.bus, member.organization_id, 8)
-    scope = keys.organization_scope(member.organization_id)
-    queued = int(await service.bus.redis.hget(keys.load(scope), "requests") or 0)
+    queued = sum(one.num_waiting for one in runs)
     waits = [one.oldest_seconds for one in runs if one.oldest_seconds is not None]
-    health = judge(workers, found, max(waits, default=0.0), queued)
-    return Overview(is_empty, health, workers, found, runs, queued)
+    health = judge(up, found, max(waits, default=0.0), queued)
+    return Overview(is_empty, health, up, found, runs, queued)
 
 
 async def _is_empty(sql: AsyncSession, organization_id: str) -> bool:
@@ -109,18 +109,26 @@ async def _is_empty(sql: AsyncSession, organization_id: str) -> bool:
 
 
 def judge(
-    workers: Sequence[status.WorkerStatus], found: Sequence[Bucket], oldest: float, queued: int
+    workers: Sequence[WorkerRow], found: Sequence[Bucket], oldest: float, queued: int
 ) -> Health:
     alive = [one for one in workers if one.lease_seconds is not None]
     if not alive:
         waits = f"{queued} requests wait." if queued else "New requests will wait."
         return Health("bad", "No worker is up", f"{waits} `tinsmith work` starts one.")
-    failed = _failed(found[-31:])
+    recent = found[-31:]
+    failed = _failed(recent)
+    asked = sum(pulse.total(recent, kind, "requests") for kind in (TRAINING, SAMPLING))
     if oldest > _LONG_WAIT_SECONDS:
         return Health("warn", "Busy", f"The oldest request has waited for {oldest:.0f} s.")
-    if failed:
-        return Health("warn", f"{failed} failed in five minutes", "The runs go on; see their pages.")
-    working = sum(one.count(kind, "requests") for one in found[-7:] for kind in (TRAINING, SAMPLING))
+    if failed > max(2, _MANY_FAILED * asked):
+        return Health(
+            "warn",
+            f"{failed} failed in five minutes",
+            f"Of {asked} requests; the timelines of the runs show which.",
+        )
+    working = sum(
+        one.count(kind, "requests") for one in found[-7:] for kind in (TRAINING, SAMPLING)
+    )
     up = f"{len(alive)} worker{'s' if len(alive) > 1 else ''} up."
     if working or queued:
         return Health("good", "Healthy, at work", f"{up} {working} requests in the last minute.")

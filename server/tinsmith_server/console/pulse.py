@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from tinsmith.protocol import keys
 
@@ -18,6 +19,10 @@ class Bucket:
 
     begin: int
     counts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def moment(self) -> datetime:
+        return datetime.fromtimestamp(self.begin, UTC)
 
     def count(self, kind: str, what: str) -> int:
         return self.counts.get(f"{kind}:{what}", 0)
@@ -52,13 +57,13 @@ def percentile(some: Sequence[Bucket], kind: str, share: float) -> float | None:
     within one, requests are taken to lie evenly on a logarithmic scale."""
     classes: dict[int, int] = {}
     for one in some:
-        for name, count in one.counts.items():
+        for name, number in one.counts.items():
             what, _, k = name.partition(":")
             if what == kind and k.isdigit():
-                classes[int(k)] = classes.get(int(k), 0) + count
+                classes[int(k)] = classes.get(int(k), 0) + number
     left = share * sum(classes.values())
-    for k, count in sorted(classes.items()):
-        if left <= count:
-            return float(2 ** ((k + left / count) / 2))
-        left -= count
+    for place, held in sorted(classes.items()):
+        if left <= held:
+            return float(2 ** ((place + left / held) / 2))
+        left -= held
     return None

@@ -29,16 +29,16 @@ class RunRow:
     @property
     def seen_at(self) -> datetime:
         """The row's own time lags by up to a minute."""
-        return max(self.run.last_request_at, self.last.at) if self.last else self.run.last_request_at
+        return (
+            max(self.run.last_request_at, self.last.at) if self.last else self.run.last_request_at
+        )
 
 
 def of_organization(organization_id: str) -> Select[TrainingRun]:
     return select(TrainingRun).where(TrainingRun.organization_id == organization_id)
 
 
-async def newest(
-    sql: AsyncSession, bus: Bus, organization_id: str, count: int
-) -> Sequence[RunRow]:
+async def newest(sql: AsyncSession, bus: Bus, organization_id: str, count: int) -> Sequence[RunRow]:
     """Those that were used last."""
     query = of_organization(organization_id).order_by(TrainingRun.last_request_at.desc())
     return await rows(sql, bus, (await sql.scalars(query.limit(count))).all())

@@ -49,8 +49,15 @@ async def runs_page(
     async with service.db.begin() as sql:
         found = (await sql.scalars(window(ordered, number))).all()
         rows = await run_rows.rows(sql, service.bus, found)
+    cards = await service.bus.models()
     return page(
-        request, "runs.html", runs=turned(request, number, rows), q=q, project=project, model=model
+        request,
+        "runs.html",
+        runs=turned(request, number, rows),
+        q=q,
+        project=project,
+        model=model,
+        first_model=cards[0].name if cards else "name-of-a-base-model",
     )
 
 
@@ -66,7 +73,10 @@ def _matches(text: str) -> Any:
 
 @router.get("/training_runs/compare")
 async def compare_page(
-    request: Request, member: Viewer, service: Served, run: Annotated[list[str] | None, Query()] = None
+    request: Request,
+    member: Viewer,
+    service: Served,
+    run: Annotated[list[str] | None, Query()] = None,
 ) -> Response:
     ids = _compared(run)
     async with service.db.begin() as sql:

@@ -68,7 +68,7 @@ async def _run_counts(sql: AsyncSession, session_ids: Sequence[str]) -> dict[str
         .where(TrainingRun.session_id.in_(session_ids))
         .group_by(TrainingRun.session_id)
     )
-    return {session_id: count for session_id, count in (await sql.execute(query)).all()}
+    return {row[0]: row[1] for row in (await sql.execute(query)).all()}
 
 
 @router.get("/sessions/{session_id}")
@@ -80,20 +80,26 @@ async def session_page(
         if session is None or session.organization_id != member.organization_id:
             raise NotFound(f"There is no session {session_id[:80]!r}.")
         runs = select(TrainingRun).where(TrainingRun.session_id == session_id)
-        found = (await sql.scalars(runs.order_by(TrainingRun.created_at.desc()).limit(_SHOWN))).all()
+        found = (
+            await sql.scalars(runs.order_by(TrainingRun.created_at.desc()).limit(_SHOWN))
+        ).all()
         rows = await run_rows.rows(sql, service.bus, found)
         samplers = select(SamplingSession).where(SamplingSession.session_id == session_id)
         newest = samplers.order_by(SamplingSession.created_at.desc()).limit(_SHOWN)
         used = (
             select(Usage.kind, func.sum(Usage.tokens))
-            .where(
-                Usage.organization_id == member.organization_id, Usage.session_id == session_id
-            )
+            .where(Usage.organization_id == member.organization_id, Usage.session_id == session_id)
             .group_by(Usage.kind)
         )
-        context = {
-            "samplers": (await sql.scalars(newest)).all(),
-            "used": (await sql.execute(used)).all(),
-        }
+        samplers_found = (await sql.scalars(newest)).all()
+        tokens = (await sql.execute(used)).all()
     alive = bool(await beating(service.bus, [session_id]))
-    return page(request, "session.html", session=session, rows=rows, alive=alive, **context)
+    return page(
+        request,
+        "session.html",
+        session=session,
+        rows=rows,
+        alive=alive,
+        samplers=samplers_found,
+        used=tokens,
+    )

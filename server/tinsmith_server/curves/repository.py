@@ -1,6 +1,7 @@
 """A run's steps as curves: whole, thinned to what a screen can show, or the last few."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from sqlalchemy import select
@@ -40,7 +41,7 @@ def columns(steps: Sequence[RunStep]) -> dict[str, Any]:
 
 def _rates(steps: Sequence[RunStep]) -> list[tuple[int, float]]:
     """A step's tokens over the time since the step before it, as the client saw it."""
-    pairs = zip(steps, steps[1:], strict=False)
+    pairs = pairwise(steps)
     timed = [(two, (two.at - one.at).total_seconds() / (two.step - one.step)) for one, two in pairs]
     return [(one.step, one.tokens / seconds) for one, seconds in timed if seconds > 0]
 

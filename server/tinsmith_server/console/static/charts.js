@@ -77,7 +77,7 @@
       cursor: { y: false, points: { size: 7 } },
       scales: { x: { time, distr: logX ? 3 : 1 },
         y: { distr: logY ? 3 : 1, range: element.dataset.zero === "1" || bars ? (_, lo, hi) => [0, (hi || 1) * 1.08] : undefined } },
-      axes: [{ ...axis, size: 26, space: 64, values: time ? undefined : (_, ticks) => ticks.map((v) => v === null ? "" : short(v)) },
+      axes: [{ ...axis, size: time ? 40 : 26, space: 64, values: time ? undefined : (_, ticks) => ticks.map((v) => v === null ? "" : short(v)) },
         { ...axis, size: 52, space: 32, values: (_, ticks) => ticks.map((v) => v === null ? "" : short(v)) }],
       series: [{ label: element.dataset.xLabel || "", value: time ? undefined : (_, v) => short(v) }, ...series],
     }, [data.x, ...shown], element);
