@@ -30,6 +30,7 @@ from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
 _HOUSEKEEPING_SECONDS = 1.0
+_AWAY_SECONDS = 1.0
 _PASSES_IN_WORK = 4
 """How many passes' tokens are in work at once: enough to fill each pass, and no more to wait behind."""
 
@@ -92,16 +93,21 @@ class Worker:
         self._news: set[str] = set()
         self._gaps: dict[str, float] = {}
         self._housekept = 0.0
+        self._out_of_touch = False
         self.stopping = False
 
     def run_forever(self) -> None:
         """Until `stopping` is set; Redis may come and go meanwhile."""
         while not self.stopping:
-            try:
-                self.turn()
-            except RedisError as error:
-                _log.warning("redis_unreachable", error=type(error).__name__)
-                time.sleep(1.0)
+            self.patient_turn()
+
+    def patient_turn(self) -> None:
+        try:
+            self.turn()
+        except RedisError as error:
+            _log.warning("redis_unreachable", error=type(error).__name__)
+            self._out_of_touch = True
+            time.sleep(_AWAY_SECONDS)
 
     def stop(self) -> None:
         """May be called at any moment, from a signal's handler."""
@@ -109,6 +115,8 @@ class Worker:
         self._queue.patient = False
 
     def turn(self) -> None:
+        if self._out_of_touch:
+            self._retake()
         self._intake()
         self._begin()
         trained = self._train()
@@ -140,6 +148,26 @@ class Worker:
     def _take_samples(self) -> None:
         for desk in self._desks.values():
             desk.take()
+
+    def _retake(self) -> None:
+        """What we told or asked last may have been lost, or done without our hearing of it."""
+        self._queue.announce_again()
+        retaken = {one.run_id: one for one in self._queue.retake()}
+        self._training.clear()
+        self._saving.clear()
+        self._scheduler.clear()
+        for trainer in self._trainers.values():
+            trainer.clear()
+        self._runs.retake(retaken)
+        self._homes = {
+            run_id: Home(home.base_model, retaken[run_id].epoch)
+            for run_id, home in self._homes.items()
+            if run_id in retaken
+        }
+        self._news |= retaken.keys()
+        for desk in self._desks.values():
+            desk.retake()
+        self._out_of_touch = False
 
     def _cancel(self) -> None:
         cancelled = self._queue.cancellations()
@@ -183,6 +211,7 @@ class Worker:
         if now - self._housekept < _HOUSEKEEPING_SECONDS:
             return
         self._housekept = now
+        self._queue.stay_announced()
         self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
         self._saver.try_again()
         self._runs.settle_snapshots()
@@ -227,7 +256,9 @@ class Worker:
             return None
         epoch = home.epoch
         try:
-            return _InWork(job, self._runs.get(job.run_id, epoch))
+            resident = self._runs.get(job.run_id, epoch)
+            self._runs.begun(job, resident)
+            return _InWork(job, resident)
         except RedisError:
             raise
         except Exception as error:  # noqa: BLE001 - a damaged run fails alone
@@ -318,7 +349,10 @@ class Worker:
     # Finish
 
     def _finish(self, one: _InWork, result: Result) -> None:
-        if self._hand_over(one.job, one.resident.epoch, result) and not result.failed:
+        if not self._hand_over(one.job, one.resident.epoch, result):
+            return
+        self._runs.answered(one.job, one.resident)
+        if not result.failed:
             try:
                 self._runs.finished(one.job, one.resident)
             except Fenced:

@@ -54,7 +54,7 @@ async def _links(path: TinkerPath, request: Request, user: Caller, service: Serv
 async def archive_link(path: AtPath, request: Request, user: User, service: Served) -> Response:
     """SDKs before 0.36 read the link out of the redirect; whoever follows it gets the file."""
     row = await _readable(service, user, path)
-    url, expires = link(service, request, _ARCHIVE.format(checkpoint_id=row.id))
+    url, expires = link(service, request, archive_path(row))
     headers = {"Location": url, "Expires": f"{expires:%a, %d %b %Y %H:%M:%S} GMT"}
     return answer({"url": url, "expires": expires}, 302, headers)
 
@@ -71,6 +71,11 @@ def link(service: Service, request: Request, path: str) -> tuple[str, datetime]:
     base = service.settings.public_url or str(request.base_url)
     signed, expires = service.signer.sign(path)
     return f"{base.rstrip('/')}/api/v1{signed}", expires
+
+
+def archive_path(checkpoint: Checkpoint) -> str:
+    """To be signed."""
+    return _ARCHIVE.format(checkpoint_id=checkpoint.id)
 
 
 def _file_path(checkpoint_id: str, name: str) -> str:
