@@ -294,9 +294,9 @@ def test_samples_that_were_given_in_a_lost_answer_are_still_held(ends: Ends) -> 
     ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0))
     assert len(worker.take_samples(BASE, 5)) == 1
     assert worker.take_samples(BASE, 5) == []
-    [ticket] = worker.held_samples(BASE)
+    [ticket] = worker.retake_samples(BASE)
     worker.sample_done(ticket, Result(data=b"text"))
-    assert worker.held_samples(BASE) == []
+    assert worker.retake_samples(BASE) == []
 
 
 def test_tenants_take_turns_at_sampling_by_tokens(ends: Ends) -> None:

@@ -30,7 +30,7 @@ from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
 _HOUSEKEEPING_SECONDS = 1.0
-_RETRY_SECONDS = 0.5
+_AWAY_SECONDS = 1.0
 _PASSES_IN_WORK = 4
 """How many passes' tokens are in work at once: enough to fill each pass, and no more to wait behind."""
 
@@ -96,21 +96,23 @@ class Worker:
         self._saving: list[tuple[_InWork, Future[Result]]] = []
         self._homes: dict[str, Home] = {}
         self._news: set[str] = set()
-        self._heard_all = False
-        """Whether no wake-up and no answer can have been lost since the last look at everything."""
         self._gaps: dict[str, float] = {}
         self._housekept = 0.0
+        self._out_of_touch = False
         self.stopping = False
 
     def run_forever(self) -> None:
         """Until `stopping` is set; Redis may come and go meanwhile."""
         while not self.stopping:
-            try:
-                self.turn()
-            except RedisError as error:
-                _log.warning("redis_unreachable", error=type(error).__name__)
-                self._heard_all = False
-                time.sleep(_RETRY_SECONDS)
+            self.patient_turn()
+
+    def patient_turn(self) -> None:
+        try:
+            self.turn()
+        except RedisError as error:
+            _log.warning("redis_unreachable", error=type(error).__name__)
+            self._out_of_touch = True
+            time.sleep(_AWAY_SECONDS)
 
     def stop(self) -> None:
         """May be called at any moment, from a signal's handler."""
@@ -118,6 +120,8 @@ class Worker:
         self._queue.patient = False
 
     def turn(self) -> None:
+        if self._out_of_touch:
+            self._retake()
         self._intake()
         self._begin()
         trained = self._train()
@@ -137,8 +141,6 @@ class Worker:
     # Take
 
     def _intake(self) -> None:
-        if not self._heard_all:
-            self._look_at_everything()
         self._take_samples()  # before waiting: their bell may have rung for others only
         if self._computing or self._takeable:  # of which TAKE has left some
             self._news |= self._queue.news()
@@ -148,16 +150,29 @@ class Worker:
         self._take()
         self._take_samples()
 
-    def _look_at_everything(self) -> None:
-        """At the start, and after any trouble with Redis: whatever an answer that was lost has given."""
-        self._news |= self._queue.homed()
-        for desk in self._desks.values():
-            desk.take_held()
-        self._heard_all = True
-
     def _take_samples(self) -> None:
         for desk in self._desks.values():
             desk.take()
+
+    def _retake(self) -> None:
+        """What we told or asked last may have been lost, or done without our hearing of it."""
+        self._queue.announce_again()
+        retaken = {one.run_id: one for one in self._queue.retake()}
+        self._training.clear()
+        self._saving.clear()
+        self._scheduler.clear()
+        for trainer in self._trainers.values():
+            trainer.clear()
+        self._runs.retake(retaken)
+        self._homes = {
+            run_id: Home(home.base_model, retaken[run_id].epoch)
+            for run_id, home in self._homes.items()
+            if run_id in retaken
+        }
+        self._news |= retaken.keys()
+        for desk in self._desks.values():
+            desk.retake()
+        self._out_of_touch = False
 
     def _heed_notices(self) -> None:
         notices = self._queue.notices()
@@ -215,6 +230,7 @@ class Worker:
         if now - self._housekept < _HOUSEKEEPING_SECONDS:
             return
         self._housekept = now
+        self._queue.stay_announced()
         self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
         self._saver.try_again()
         self._runs.settle_snapshots()
@@ -259,7 +275,9 @@ class Worker:
             return None
         epoch = home.epoch
         try:
-            return _InWork(job, self._runs.get(job.run_id, epoch))
+            resident = self._runs.get(job.run_id, epoch)
+            self._runs.begun(job, resident)
+            return _InWork(job, resident)
         except RedisError:
             raise
         except Fenced:  # it has ended
@@ -354,7 +372,10 @@ class Worker:
     # Finish
 
     def _finish(self, one: _InWork, result: Result) -> None:
-        if self._hand_over(one.job, one.resident.epoch, result) and not result.failed:
+        if not self._hand_over(one.job, one.resident.epoch, result):
+            return
+        self._runs.answered(one.job, one.resident)
+        if not result.failed:
             try:
                 self._runs.finished(one.job, one.resident)
             except Fenced:

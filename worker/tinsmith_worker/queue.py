@@ -15,8 +15,8 @@ import msgspec
 import structlog
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, RedisError
 from redis.exceptions import ConnectionError as RedisAway
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisSilent
 from redis.retry import Retry
 from tinsmith.protocol import keys
@@ -37,6 +37,7 @@ _PARTS = {
     "done": ("release", "finished", "done"),
     "snap": ("snap",),
     "adopt": ("adopt",),
+    "retake": ("retake",),
     "close_gap": ("release", "close_gap"),
     "take_samples": ("take_samples",),
     "rescue_samples": ("rescue_samples",),
@@ -44,6 +45,8 @@ _PARTS = {
     "point_slot": ("point_slot",),
 }
 T = TypeVar("T")
+_FULL = ("MISCONF", "OOM")
+"""How Redis begins to say that its disk or its memory is full."""
 
 
 class Fenced(Exception):
@@ -60,6 +63,13 @@ class Taken:
     last: int
     """The seq up to which this worker has now taken the run."""
     jobs: list[Job] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retaken:
+    run_id: str
+    epoch: int
+    done: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +110,7 @@ class Queue:
         self.patient = True
         """Whether a result waits for a Redis that is away; false once the worker is to stop."""
         self._ctl_last = "0"
+        self._cards: list[ModelCard] = []
         for name, parts in _PARTS.items():
             text = "\n".join((_SCRIPTS / f"{part}.lua").read_text() for part in parts)
             setattr(self, f"_{name}", self.redis.register_script(text))
@@ -116,8 +127,8 @@ class Queue:
         while True:
             try:
                 return ask()
-            except (RedisAway, RedisSilent, BusyLoadingError) as error:
-                if not self.patient:
+            except RedisError as error:
+                if not (self.patient and _will_pass(error)):
                     raise
                 _log.warning("work_waits_for_redis", error=type(error).__name__)
                 time.sleep(_PATIENCE_SECONDS)
@@ -128,10 +139,20 @@ class Queue:
         """Say which base models this worker holds. The lease must already be there."""
         entries = self.redis.xrevrange(keys.CTL, count=1)
         self._ctl_last = entries[0][0].decode() if entries else "0"
-        for card in cards:
+        self._cards = list(cards)
+        self.announce_again()
+
+    def stay_announced(self) -> None:
+        """Whoever adopted our runs while we were silent took us for dead."""
+        for card in self._cards:
+            self.redis.zadd(keys.workers(card.name), {self.worker: 0}, nx=True)
+
+    def announce_again(self) -> None:
+        """To a Redis that may have forgotten everything."""
+        self.stay_announced()
+        for card in self._cards:
             self.redis.set(keys.model(card.name), msgspec.json.encode(card))
             self.redis.sadd(keys.MODELS, card.name)
-            self.redis.zadd(keys.workers(card.name), {self.worker: 0})
 
     def withdraw(self, base_models: Iterable[str]) -> None:
         """Take no new run; the runs that are here wait for whoever adopts them."""
@@ -168,6 +189,13 @@ class Queue:
     def homed(self) -> set[str]:
         """Every run that this worker is home to."""
         return set(self._members(keys.owned(self.worker)))
+
+    def retake(self) -> list[Retaken]:
+        """Every run of ours under a new epoch; what was claimed of it waits again."""
+        return [
+            Retaken(run_id=run_id.decode(), epoch=epoch, done=done)
+            for run_id, epoch, done in self._run("retake", self.worker)
+        ]
 
     def ring(self, run_id: str) -> None:
         """Wake this worker's loop; may be called from any thread."""
@@ -276,8 +304,8 @@ class Queue:
         pairs = zip(*[iter(flat)] * 2, strict=True)
         return [SampleTicket(base_model, request.decode(), body) for request, body in pairs]
 
-    def held_samples(self, base_model: str) -> list[SampleTicket]:
-        """All that this worker has taken and not answered, whether it heard of that or not."""
+    def retake_samples(self, base_model: str) -> list[SampleTicket]:
+        """Everything that was handed to us and has no result yet, whether or not we heard of it."""
         tickets = []
         for request_id in self._members(keys.held(self.worker, base_model)):
             body = cast(bytes | None, self.redis.get(keys.payload(request_id)))
@@ -379,6 +407,11 @@ class Lease:
                 self._redis.set(self._key, b"1", px=int(self._seconds * 1000))
             except RedisError as error:
                 self._on_error(type(error).__name__)
+
+
+def _will_pass(error: RedisError) -> bool:
+    """Away, starting, or full: a matter of waiting."""
+    return isinstance(error, RedisAway | RedisSilent) or str(error).startswith(_FULL)
 
 
 def _taken(row: Any) -> Taken:

@@ -55,9 +55,9 @@ class SamplingDesk:
             for ticket in self.queue.take_samples(self.model.name, room):
                 self._start(ticket)
 
-    def take_held(self) -> None:
-        """What was given in an answer that never came."""
-        for ticket in self.queue.held_samples(self.model.name):
+    def retake(self) -> None:
+        """After Redis was away: the answer to our last look may have been lost."""
+        for ticket in self.queue.retake_samples(self.model.name):
             self._start(ticket)
 
     def rescue(self) -> None:

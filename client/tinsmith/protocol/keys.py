@@ -37,6 +37,7 @@
 | step:{run} | HASH | loss, weight, drift, tokens of the passes since the run's last step |
 | steps | STREAM | steps taken and runs adopted, until they are in the database |
 | live:{tenant}:{second} | HASH, an hour | ten seconds' requests, failures, tokens and latencies |
+| jobs:{organization} | SET | its background jobs that may not have ended |
 """
 
 MODELS = "models"
@@ -167,3 +168,7 @@ def usage_batch(batch: str) -> str:
 def live(tenant: str, second: int) -> str:
     """The ten seconds that begin there."""
     return f"live:{tenant}:{second}"
+
+
+def jobs(organization_id: str) -> str:
+    return f"jobs:{organization_id}"
