@@ -25,6 +25,8 @@ class Settings:
     port: int = 8000
     max_body_bytes: int = 128 << 20
     """Of a request as it is read, and of a compressed one when unpacked."""
+    max_upload_bytes: int = 4 << 30
+    """Of an adapter that is taken in from outside."""
     poll_seconds: float = 25.0
     """How long retrieve_future holds a poll; the SDK gives up at 45."""
     fwdbwd_max_chunk_len: int = 100_000
@@ -57,6 +59,7 @@ class Settings:
             host=environment.get("TINSMITH_HOST", cls.host),
             port=_whole(environment, "PORT", cls.port),
             max_body_bytes=_whole(environment, "MAX_BODY_BYTES", cls.max_body_bytes),
+            max_upload_bytes=_whole(environment, "MAX_UPLOAD_BYTES", cls.max_upload_bytes),
             poll_seconds=_whole(environment, "POLL_SECONDS", int(cls.poll_seconds)),
             fwdbwd_max_chunk_len=_whole(
                 environment, "FWDBWD_MAX_CHUNK_LEN", cls.fwdbwd_max_chunk_len

@@ -18,7 +18,7 @@ from tinsmith.protocol.jobs import Job, Kind, Result, failure
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.training import Work
 from tinsmith_worker.engine.values import InvalidInput
-from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged, work_of
+from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged
 from tinsmith_worker.queue import Fenced, Queue
 from tinsmith_worker.runs import Resident, Runs
 from tinsmith_worker.samples import SamplingDesk
@@ -26,9 +26,11 @@ from tinsmith_worker.saver import Saver
 from tinsmith_worker.scheduler import Scheduler
 from tinsmith_worker.settings import Settings
 from tinsmith_worker.store import Store
+from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
 _HOUSEKEEPING_SECONDS = 1.0
+_AWAY_SECONDS = 1.0
 _PASSES_IN_WORK = 4
 """How many passes' tokens are in work at once: enough to fill each pass, and no more to wait behind."""
 
@@ -57,11 +59,20 @@ class Worker:
         store: Store,
         models: Mapping[str, BaseModel],
         desks: Mapping[str, SamplingDesk],
+        teachers: Teachers | None = None,
     ) -> None:
         self._settings, self._queue, self._models, self._desks = settings, queue, models, desks
         self._saver = Saver(store, queue.ring)
         weights = {name: desk.weights for name, desk in desks.items()}
-        self._ops = Ops(store, self._saver, weights, settings.max_pass_tokens, queue.point_slot)
+        self._teachers = teachers or Teachers(store, models, weights)
+        self._ops = Ops(
+            store,
+            self._saver,
+            weights,
+            settings.max_pass_tokens,
+            queue.point_slot,
+            self._teachers,
+        )
         self._trainers = {name: self._ops.trainer(model) for name, model in models.items()}
         self._scheduler = Scheduler(_PASSES_IN_WORK * settings.max_pass_tokens)
         self._runs = Runs(
@@ -82,16 +93,21 @@ class Worker:
         self._news: set[str] = set()
         self._gaps: dict[str, float] = {}
         self._housekept = 0.0
+        self._out_of_touch = False
         self.stopping = False
 
     def run_forever(self) -> None:
         """Until `stopping` is set; Redis may come and go meanwhile."""
         while not self.stopping:
-            try:
-                self.turn()
-            except RedisError as error:
-                _log.warning("redis_unreachable", error=type(error).__name__)
-                time.sleep(1.0)
+            self.patient_turn()
+
+    def patient_turn(self) -> None:
+        try:
+            self.turn()
+        except RedisError as error:
+            _log.warning("redis_unreachable", error=type(error).__name__)
+            self._out_of_touch = True
+            time.sleep(_AWAY_SECONDS)
 
     def stop(self) -> None:
         """May be called at any moment, from a signal's handler."""
@@ -99,6 +115,8 @@ class Worker:
         self._queue.patient = False
 
     def turn(self) -> None:
+        if self._out_of_touch:
+            self._retake()
         self._intake()
         self._begin()
         trained = self._train()
@@ -130,6 +148,26 @@ class Worker:
     def _take_samples(self) -> None:
         for desk in self._desks.values():
             desk.take()
+
+    def _retake(self) -> None:
+        """What we told or asked last may have been lost, or done without our hearing of it."""
+        self._queue.announce_again()
+        retaken = {one.run_id: one for one in self._queue.retake()}
+        self._training.clear()
+        self._saving.clear()
+        self._scheduler.clear()
+        for trainer in self._trainers.values():
+            trainer.clear()
+        self._runs.retake(retaken)
+        self._homes = {
+            run_id: Home(home.base_model, retaken[run_id].epoch)
+            for run_id, home in self._homes.items()
+            if run_id in retaken
+        }
+        self._news |= retaken.keys()
+        for desk in self._desks.values():
+            desk.retake()
+        self._out_of_touch = False
 
     def _cancel(self) -> None:
         cancelled = self._queue.cancellations()
@@ -173,9 +211,11 @@ class Worker:
         if now - self._housekept < _HOUSEKEEPING_SECONDS:
             return
         self._housekept = now
+        self._queue.stay_announced()
         self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
         self._saver.try_again()
         self._runs.settle_snapshots()
+        self._teachers.dismiss_idle()
         for desk in self._desks.values():
             desk.rescue()
             desk.try_again()
@@ -216,7 +256,9 @@ class Worker:
             return None
         epoch = home.epoch
         try:
-            return _InWork(job, self._runs.get(job.run_id, epoch))
+            resident = self._runs.get(job.run_id, epoch)
+            self._runs.begun(job, resident)
+            return _InWork(job, resident)
         except RedisError:
             raise
         except Exception as error:  # noqa: BLE001 - a damaged run fails alone
@@ -253,7 +295,8 @@ class Worker:
             return
         trainer = self._trainers[one.resident.base_model]
         try:
-            work = work_of(state, one.job)
+            model = self._models[one.resident.base_model]
+            work = self._ops.work_of(model, state, one.job)
         except (InvalidInput, TinsmithError) as error:
             work = Work(run=state, data=[], loss_fn="", loss_fn_config={})
             trainer.refuse(work, str(error))
@@ -306,7 +349,10 @@ class Worker:
     # Finish
 
     def _finish(self, one: _InWork, result: Result) -> None:
-        if self._hand_over(one.job, one.resident.epoch, result) and not result.failed:
+        if not self._hand_over(one.job, one.resident.epoch, result):
+            return
+        self._runs.answered(one.job, one.resident)
+        if not result.failed:
             try:
                 self._runs.finished(one.job, one.resident)
             except Fenced:

@@ -26,6 +26,9 @@ _log = structlog.get_logger()
 RESULT_TTL_MS = 6 * 3600 * 1000
 _TOLD_STEPS, _TOLD_SECONDS = 4096, 3600
 _SCRIPTS = Path(__file__).parent / "scripts"
+_NAMES = ("take", "done", "snap", "adopt", "retake", "close_gap", "sample_done", "point_slot")
+_FULL = ("MISCONF", "OOM")
+"""How Redis begins to say that its disk or its memory is full."""
 
 
 class Fenced(Exception):
@@ -38,6 +41,13 @@ class Taken:
     epoch: int
     status: str
     jobs: list[Job] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retaken:
+    run_id: str
+    epoch: int
+    done: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +78,8 @@ class Queue:
         self.patient = True
         """Whether a result waits for a Redis that is away; false once the worker is to stop."""
         self._ctl_last = "0"
-        for name in ("take", "done", "snap", "adopt", "close_gap", "sample_done", "point_slot"):
+        self._cards: list[ModelCard] = []
+        for name in _NAMES:
             script = self.redis.register_script(_script(name))
             setattr(self, f"_{name}", script)
 
@@ -80,8 +91,8 @@ class Queue:
         while True:
             try:
                 return self._run(script, *args)
-            except (RedisAway, RedisSilent) as error:
-                if not self.patient:
+            except RedisError as error:
+                if not (self.patient and _will_pass(error)):
                     raise
                 _log.warning("result_waits_for_redis", error=type(error).__name__)
                 time.sleep(1.0)
@@ -92,10 +103,20 @@ class Queue:
         """Say which base models this worker holds. The lease must already be there."""
         entries = self.redis.xrevrange(keys.CTL, count=1)
         self._ctl_last = entries[0][0].decode() if entries else "0"
-        for card in cards:
+        self._cards = list(cards)
+        self.announce_again()
+
+    def stay_announced(self) -> None:
+        """Whoever adopted our runs while we were silent took us for dead."""
+        for card in self._cards:
+            self.redis.zadd(keys.workers(card.name), {self.worker: 0}, nx=True)
+
+    def announce_again(self) -> None:
+        """To a Redis that may have forgotten everything."""
+        self.stay_announced()
+        for card in self._cards:
             self.redis.set(keys.model(card.name), msgspec.json.encode(card))
             self.redis.sadd(keys.MODELS, card.name)
-            self.redis.zadd(keys.workers(card.name), {self.worker: 0})
             try:
                 self.redis.xgroup_create(
                     keys.sampling(card.name), keys.SAMPLER_GROUP, id="0", mkstream=True
@@ -131,6 +152,13 @@ class Queue:
     def take(self, run_ids: Iterable[str], max_tokens: int) -> list[Taken]:
         rows = self._run("take", self.worker, max_tokens, *run_ids)
         return [_taken(row) for row in rows]
+
+    def retake(self) -> list[Retaken]:
+        """Every run of ours under a new epoch; what was claimed of it waits again."""
+        return [
+            Retaken(run_id=run_id.decode(), epoch=epoch, done=done)
+            for run_id, epoch, done in self._run("retake", self.worker)
+        ]
 
     def ring(self, run_id: str) -> None:
         """Wake this worker's loop; may be called from any thread."""
@@ -241,6 +269,14 @@ class Queue:
         return [
             ticket for entry in _entries(answer) if (ticket := self._ticket(base_model, *entry))
         ]
+
+    def retake_samples(self, base_model: str) -> list[SampleTicket]:
+        """Everything that was handed to us and has no result yet, whether or not we heard of it."""
+        answer = self.redis.xreadgroup(
+            keys.SAMPLER_GROUP, self.worker, {keys.sampling(base_model): "0"}
+        )
+        found = [self._ticket(base_model, *entry) for entry in _entries(answer)]
+        return [ticket for ticket in found if ticket]
 
     def rescue_samples(self, base_model: str) -> list[SampleTicket]:
         stream, tickets = keys.sampling(base_model), []
@@ -362,6 +398,11 @@ class Lease:
                 self._redis.set(self._key, b"1", px=int(self._seconds * 1000))
             except RedisError as error:
                 self._on_error(type(error).__name__)
+
+
+def _will_pass(error: RedisError) -> bool:
+    """Away, starting, or full: a matter of waiting."""
+    return isinstance(error, RedisAway | RedisSilent) or str(error).startswith(_FULL)
 
 
 def _script(name: str) -> str:

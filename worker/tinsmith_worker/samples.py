@@ -52,6 +52,11 @@ class SamplingDesk:
             for ticket in self.queue.take_samples(self.model.name, free):
                 self._start(ticket)
 
+    def retake(self) -> None:
+        """After Redis was away: the answer to our last look may have been lost."""
+        for ticket in self.queue.retake_samples(self.model.name):
+            self._start(ticket)
+
     def rescue(self) -> None:
         for ticket in self.queue.rescue_samples(self.model.name):
             self._start(ticket)

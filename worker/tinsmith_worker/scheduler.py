@@ -42,6 +42,11 @@ class Scheduler:
         line.jobs.clear()
         self._tidy(run_id)
 
+    def clear(self) -> None:
+        """Begin anew: whatever was here, begun or not, will be added again."""
+        self.lines.clear()
+        self._tokens = self._requests = 0
+
     def busy_with(self, run_id: str) -> bool:
         return run_id in self.lines
 

@@ -26,6 +26,7 @@
 | step:{run} | HASH | loss, weight, drift, tokens of the passes since the run's last step |
 | steps | STREAM | steps taken and runs adopted, until they are in the database |
 | live:{tenant}:{second} | HASH, an hour | ten seconds' requests, failures, tokens and latencies |
+| jobs:{organization} | SET | its background jobs that may not have ended |
 | done, ctl | STREAM | completions; cancellations and revocations |
 """
 
@@ -130,3 +131,7 @@ def live(tenant: str, second: int) -> str:
 
 def heartbeat(session_id: str) -> str:
     return f"hb:{session_id}"
+
+
+def jobs(organization_id: str) -> str:
+    return f"jobs:{organization_id}"

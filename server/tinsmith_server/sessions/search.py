@@ -38,7 +38,7 @@ async def page(sql: AsyncSession, user: Caller, asked: SearchSessions) -> Sequen
             _owner(user, asked),
             _named(asked),
             _in_projects(asked),
-            _tagged(asked.user_metadata or {}),
+            tagged(asked.user_metadata or {}),
             _in_status(asked.statuses),
             _after(asked.cursor),
         )
@@ -81,7 +81,7 @@ def _in_projects(asked: SearchSessions) -> ColumnElement[bool]:
     return true() if asked.project_ids is None else Session.project_id.in_(asked.project_ids)
 
 
-def _tagged(pairs: Mapping[str, str]) -> ColumnElement[bool]:
+def tagged(pairs: Mapping[str, str]) -> ColumnElement[bool]:
     for key in pairs:
         if not key.isprintable() or '"' in key or "\\" in key:  # a path of JSON cannot say these
             raise BadRequest(
