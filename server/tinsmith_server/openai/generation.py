@@ -265,7 +265,7 @@ async def _ensure_session(service: Service, user: Caller) -> None:
                     Session(
                         id=name,
                         organization_id=user.organization_id,
-                        project_id="default",
+                        project_id=user.project_id or "default",
                         display_name="OpenAI-compatible endpoint",
                         sdk_version="",
                         tags=["openai"],
