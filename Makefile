@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help up demo test test-sdks test-slow lint bench bench-gpu bench-page bench-test clean
+.PHONY: help up demo test chaos test-sdks test-slow lint bench bench-gpu bench-page bench-test clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 12
@@ -32,6 +32,11 @@ lint: $(STAMP)  ## Format, lint, types and walls between the packages
 
 test: lint  ## Lint, then every test that needs no GPU
 	$(BIN)/pytest -q
+
+CHAOS ?= --seed 1 --kills 40
+
+chaos: $(STAMP)  ## Kill what can be killed, for minutes, and compare bit by bit; CHAOS="--seed 7 --kills 60"
+	TINKER_TELEMETRY=0 PYTHONWARNINGS=ignore::FutureWarning $(BIN)/python -m tests.chaos $(CHAOS)
 
 test-sdks: $(STAMP)  ## Every method by SDKs from 0.6.3 on, each in .sdks/; writes docs/compatibility.md
 	rm -rf .sdks/results

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TINKER_TELEMETRY", "0")
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -14,9 +14,11 @@ from tinsmith_server.accounts import routes as accounts
 from tinsmith_server.background import routes as background
 from tinsmith_server.checkpoints import copying, saving
 from tinsmith_server.checkpoints import routes as checkpoints
+from tinsmith_server.console import entrance
 from tinsmith_server.direct import EXPECTED, Direct, Endpoint
 from tinsmith_server.downloads import routes as downloads
 from tinsmith_server.futures import routes as futures
+from tinsmith_server.logs import configure_logs
 from tinsmith_server.losses import routes as losses
 from tinsmith_server.migrate import migrate
 from tinsmith_server.models import routes as models
@@ -70,6 +72,7 @@ DIRECT: dict[str, Endpoint] = {
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings.from_environment()
+    configure_logs()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -94,6 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(openai.endpoint, prefix=prefix)
         app.include_router(openai_tokenizers.endpoint, prefix=prefix)
     app.include_router(client_config.health)
+    app.include_router(entrance.router)
     app.add_middleware(Direct, endpoints=DIRECT)
     return app
 

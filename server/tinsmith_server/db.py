@@ -67,6 +67,12 @@ class ApiKey(Table):
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
     revoked_at: Mapped[datetime | None] = mapped_column(Instant)
     last_used_at: Mapped[datetime | None] = mapped_column(Instant)
+    scopes: Mapped[str] = mapped_column(String(200), default="all", server_default="all")
+    project_id: Mapped[str | None] = mapped_column(String(100))
+    """The only project that it may touch; null for every one of its organization."""
+    note: Mapped[str] = mapped_column(String(500), default="", server_default="")
+    expires_at: Mapped[datetime | None] = mapped_column(Instant)
+    created_by: Mapped[str | None] = mapped_column(String(40))
 
 
 class Session(Table):
@@ -162,6 +168,7 @@ class AuditEntry(Table):
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     at: Mapped[datetime] = mapped_column(Instant, default=now)
     key_id: Mapped[str | None] = mapped_column(String(40))
+    user_id: Mapped[str | None] = mapped_column(String(40))
     resource: Mapped[str] = mapped_column(String(40))
     action: Mapped[str] = mapped_column(String(60))
     details: Mapped[dict[str, Any]] = mapped_column(JSON)

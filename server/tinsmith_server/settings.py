@@ -32,6 +32,8 @@ class Settings:
     """Where the SDK cuts a batch. A chunk is one request, so it must fit max_body_bytes."""
     public_url: str | None = None
     """Where clients reach the API, for links; without it, where the request for a link came to."""
+    allow_http: bool = False
+    """Whether the API and the console may be reached in the clear over a network that is trusted."""
     prices: Prices = UNPRICED
     model_aliases: Mapping[str, str] = field(default_factory=dict)
     """Short names of the OpenAI-compatible endpoint, for base models and checkpoints."""
@@ -63,6 +65,7 @@ class Settings:
                 environment, "FWDBWD_MAX_CHUNK_BYTES", cls.fwdbwd_max_chunk_bytes
             ),
             public_url=environment.get("TINSMITH_PUBLIC_URL") or None,
+            allow_http=bool(_whole(environment, "ALLOW_HTTP", 0)),
             prices=_prices(environment),
             model_aliases=_aliases(environment.get("TINSMITH_MODEL_ALIASES", "")),
             stable_reinforce=bool(_whole(environment, "STABLE_REINFORCE", 1)),

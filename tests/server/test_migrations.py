@@ -7,6 +7,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect
+from tinsmith_server.accounts import tables as tables  # what it declares joins the metadata
 from tinsmith_server.db import Table
 from tinsmith_server.migrate import _scripts
 

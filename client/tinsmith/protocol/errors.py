@@ -8,10 +8,12 @@ TinsmithError
  │   └─ Unsupported 400     known, but not offered by this service
  ├─ Unauthorized 401        no key, a wrong one, a revoked one
  │   └─ TokenInvalid 401    a token that ran out or is not ours: the SDK exchanges its key again
+ ├─ Forbidden 403        whose key or role does not reach this far
  ├─ NotFound 404            absent, or someone else's: the caller cannot tell which
  ├─ Gone 410                a result that expired, or a future nobody knows
  ├─ Unprocessable 422       a body that does not parse
- └─ Unavailable 503         the only retryable one: a part of the service is down
+ ├─ TooMany 429            passes by waiting: a rate, or what is full just now
+ └─ Unavailable 503         a part of the service is down
 """
 
 from collections.abc import Mapping
@@ -52,6 +54,10 @@ class TokenInvalid(Unauthorized):
     headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}  # noqa: RUF012 - never changed
 
 
+class Forbidden(TinsmithError):
+    status = 403
+
+
 class NotFound(TinsmithError):
     status = 404
 
@@ -62,6 +68,16 @@ class Gone(TinsmithError):
 
 class Unprocessable(TinsmithError):
     status = 422
+
+
+class TooMany(TinsmithError):
+    """Only for what passes by waiting: the SDK repeats it."""
+
+    status = 429
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(retry_after_seconds)}  # type: ignore[misc]
 
 
 class Unavailable(TinsmithError):

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.paths import TinkerPath
 
-from tinsmith_server.accounts.caller import Caller
+from tinsmith_server.accounts.caller import Caller, SignedIn
 from tinsmith_server.db import AuditEntry
 
 
@@ -16,6 +16,8 @@ def record(
     key_id: str | None,
     event: str,
     /,
+    *,
+    by_user: str | None = None,
     **details: Any,
 ) -> None:
     """`event` is `<resource>_<action>`, as the SDK documents it."""
@@ -24,6 +26,7 @@ def record(
         id=uuid.uuid4().hex,
         organization_id=organization_id,
         key_id=key_id,
+        user_id=by_user,
         resource=resource,
         action=action,
         details=details,
@@ -36,3 +39,7 @@ def record_checkpoint(
 ) -> None:
     where = {"model_id": path.run_id, "tinker_path": str(path)}
     record(sql, user.organization_id, user.key_id, event, **details, **where)
+
+
+def record_member(sql: AsyncSession, by: SignedIn, event: str, /, **details: Any) -> None:
+    record(sql, by.organization_id, None, event, by_user=by.user_id, **details)

@@ -1,6 +1,8 @@
-"""Who a request is from, once its key or token has been checked."""
+"""Who a request is from, once its key, token or cookie has been checked."""
 
 from dataclasses import dataclass, field
+
+from tinsmith_server.accounts.roles import Role
 
 
 @dataclass(frozen=True)
@@ -9,3 +11,16 @@ class Caller:
     organization_id: str
     until: float | None = field(default=None, compare=False)
     """When the token that it came with expires, in seconds since 1970; a key has no such end."""
+
+
+@dataclass(frozen=True)
+class SignedIn:
+    """Who looks at the console, and at which organization."""
+
+    user_id: str
+    email: str
+    name: str
+    organization_id: str
+    organization: str
+    role: Role
+    operator: bool

@@ -6,7 +6,6 @@ The checksum lets a mistyped key be told from a wrong one without a look at the 
 import hashlib
 import hmac
 import secrets
-import uuid
 import zlib
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.errors import NotFound
 
 from tinsmith_server.accounts import audit
+from tinsmith_server.accounts.organizations import organization_named
 from tinsmith_server.db import ApiKey, Organization, now
 
 
@@ -22,7 +22,7 @@ async def create(
     sql: AsyncSession, pepper: bytes, name: str, organization: str = "default"
 ) -> tuple[ApiKey, str]:
     """The key's row, and its text, which nobody will see again."""
-    owner = await _organization(sql, organization)
+    owner = await organization_named(sql, organization)
     key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
     row = ApiKey(
         id=key_id, organization_id=owner.id, name=name, secret_hash=_hash(pepper, key_id, secret)
@@ -70,15 +70,6 @@ async def revoke(sql: AsyncSession, key_id: str, by: str | None = None) -> ApiKe
     if row.revoked_at is None:
         row.revoked_at = now()
         audit.record(sql, row.organization_id, by, "organization_key_revoked", key_id=key_id)
-    return row
-
-
-async def _organization(sql: AsyncSession, name: str) -> Organization:
-    row = await sql.scalar(select(Organization).where(Organization.name == name))
-    if row is None:
-        row = Organization(id=f"org-{uuid.uuid4().hex[:12]}", name=name)
-        sql.add(row)
-        await sql.flush()
     return row
 
 

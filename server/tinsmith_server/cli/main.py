@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 from tinsmith.protocol.errors import TinsmithError
 
-from tinsmith_server.cli import keys, models, up
+from tinsmith_server.cli import keys, members, models, up
 from tinsmith_server.problems import Problem, describe_os_error
 from tinsmith_server.settings import Settings, SettingsError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     "Begin with [bold]tinsmith up[/bold]: it starts everything and prints two lines to paste.",
 )
 app.add_typer(keys.app, name="keys")
+app.add_typer(members.app, name="members")
 app.add_typer(models.app, name="models")
 app.command("up")(up.up)
 app.command("demo")(up.demo)
@@ -52,12 +54,19 @@ def _stop(sentence: str) -> None:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    setup_link: Annotated[
+        bool, typer.Option(help="Print the link to set up the console, while nobody has used it.")
+    ] = True,
 ) -> None:
     """Run one API process (TINSMITH_REDIS_URL, TINSMITH_DATABASE_URL, TINSMITH_STORE_URL)."""
     from tinsmith_server.api_process import run_api
 
     settings = Settings.from_environment()
-    run_api(settings, host or settings.host, port or settings.port)
+    settings = replace(settings, host=host or settings.host, port=port or settings.port)
+    link = members.setup_link(settings, members.console_url(settings)) if setup_link else None
+    if link:
+        typer.echo(f"Set up the console (the link works once): {link}", err=True)
+    run_api(settings, settings.host, settings.port)
 
 
 @app.command()

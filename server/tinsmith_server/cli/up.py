@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tinsmith_server.cli import models
 from tinsmith_server.cli.keys import create_key
+from tinsmith_server.cli.members import setup_link
 from tinsmith_server.embedded.stack import Stack, only_one
 from tinsmith_server.problems import Problem, check_model_folder, check_port, check_space
 from tinsmith_server.settings import default_data_dir
@@ -42,6 +43,7 @@ def up(
         with Stack(folder, host, port, served) as stack:
             key = _first_key(stack)
             _greet(stack.url, key, served)
+            _tell_console(stack)
             stack.watch()
 
 
@@ -94,6 +96,13 @@ def _first_key(stack: Stack) -> str | None:
     key = create_key(stack.settings, "first", "default")
     marker.touch()
     return key
+
+
+def _tell_console(stack: Stack) -> None:
+    link = setup_link(stack.settings, stack.url)
+    if link:
+        _console.print("\nSet up the console, by a link that works once:")
+    _console.print(link or f"\nConsole: {stack.url}", highlight=False, soft_wrap=True)
 
 
 def _greet(url: str, key: str | None, served: dict[str, Path]) -> None:

@@ -148,7 +148,7 @@ class Stack:
 
 
 _COMMANDS = {
-    "api": ("-m", "tinsmith_server.cli", "serve"),
+    "api": ("-m", "tinsmith_server.cli", "serve", "--no-setup-link"),  # it would stay in the log
     "worker": ("-m", "tinsmith_worker"),
     "background": ("-m", "tinsmith_server.cli", "background"),
 }

