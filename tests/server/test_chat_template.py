@@ -1,7 +1,7 @@
 """Chat templates rendered without transformers, against transformers' own apply_chat_template."""
 
 import json
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -84,68 +84,69 @@ CHATS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@dataclass(frozen=True)
+class Both:
+    """One folder, read by transformers and by us."""
+
+    name: str
+    theirs: Any
+    ours: Vocabulary
+
+    def render(self, chat: list[dict[str, Any]], **options: Any) -> str:
+        given = {"tools": None, "add_generation_prompt": True, "continue_final_message": False}
+        variables = options.pop("variables", {})
+        return self.ours.chat(chat, **(given | options), variables=variables)
+
+
 @pytest.fixture(scope="module", params=list(TEMPLATES))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
     source = prepared_smollm2()
     template = TEMPLATES[request.param]
-    made = tmp_path_factory.mktemp(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"):
-        (made / name).write_bytes((source / name).read_bytes())
+        (folder / name).write_bytes((source / name).read_bytes())
     if template is not None:
-        (made / "chat_template.jinja").write_text(template)
-    return made
-
-
-def vocabulary(folder: Path) -> Vocabulary:
-    return Vocabulary({path.name: path.read_bytes() for path in folder.iterdir()})
-
-
-def ours(folder: Path, chat: list[dict[str, Any]], **options: Any) -> str:
-    given = {"tools": None, "add_generation_prompt": True, "continue_final_message": False}
-    variables = options.pop("variables", {})
-    return vocabulary(folder).chat(chat, **(given | options), variables=variables)
+        (folder / "chat_template.jinja").write_text(template)
+    ours = Vocabulary({path.name: path.read_bytes() for path in folder.iterdir()})
+    return Both(request.param, AutoTokenizer.from_pretrained(folder), ours)
 
 
 @pytest.mark.parametrize("tools", [None, [TOOL]], ids=["no tools", "tools"])
 @pytest.mark.parametrize("prompted", [True, False])
 @pytest.mark.parametrize("name", list(CHATS))
 def test_a_chat_reads_as_in_transformers(
-    folder: Path, name: str, prompted: bool, tools: list[Any] | None
+    both: Both, name: str, prompted: bool, tools: list[Any] | None
 ) -> None:
-    theirs = AutoTokenizer.from_pretrained(folder)
     asked = {"tools": tools, "add_generation_prompt": prompted}
-    if name == "a tool's answer" and not folder.name.startswith("qwen"):
+    if name == "a tool's answer" and both.name != "qwen":
         with pytest.raises((jinja2.TemplateError, TypeError)):  # these templates take no tools
-            theirs.apply_chat_template(CHATS[name], tokenize=False, **asked)
+            both.theirs.apply_chat_template(CHATS[name], tokenize=False, **asked)
         with pytest.raises(BadRequest, match="messages: the model's chat template refuses"):
-            ours(folder, CHATS[name], **asked)
+            both.render(CHATS[name], **asked)
         return
-    expected = theirs.apply_chat_template(CHATS[name], tokenize=False, **asked)
-    assert ours(folder, CHATS[name], **asked) == expected
+    expected = both.theirs.apply_chat_template(CHATS[name], tokenize=False, **asked)
+    assert both.render(CHATS[name], **asked) == expected
 
 
-def test_ids_of_a_chat_are_those_of_transformers(folder: Path) -> None:
-    theirs = AutoTokenizer.from_pretrained(folder)
+def test_ids_of_a_chat_are_those_of_transformers(both: Both) -> None:
     chat = CHATS["a system and an answer"]
-    expected = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    found = vocabulary(folder)._encode(ours(folder, chat), False)
+    expected = both.theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    found = both.ours._encode(both.render(chat), False)
     assert found == expected
 
 
-def test_variables_reach_the_template(folder: Path) -> None:
-    theirs = AutoTokenizer.from_pretrained(folder)
+def test_variables_reach_the_template(both: Both) -> None:
     variables = {"enable_thinking": False, "bos_token": "<other>"}
-    expected = theirs.apply_chat_template(
+    expected = both.theirs.apply_chat_template(
         [ASK], tokenize=False, add_generation_prompt=True, **variables
     )
-    assert ours(folder, [ASK], variables=variables) == expected
+    assert both.render([ASK], variables=variables) == expected
 
 
-def test_the_last_message_is_continued_as_in_transformers(folder: Path) -> None:
-    theirs = AutoTokenizer.from_pretrained(folder)
+def test_the_last_message_is_continued_as_in_transformers(both: Both) -> None:
     chat = [ASK, {"role": "assistant", "content": "It is "}]
-    expected = theirs.apply_chat_template(chat, tokenize=False, continue_final_message=True)
-    found = ours(folder, chat, add_generation_prompt=False, continue_final_message=True)
+    expected = both.theirs.apply_chat_template(chat, tokenize=False, continue_final_message=True)
+    found = both.render(chat, add_generation_prompt=False, continue_final_message=True)
     assert found == expected
 
 
@@ -159,7 +160,7 @@ def test_the_last_message_is_continued_as_in_transformers(folder: Path) -> None:
         "{{ strftime_now.__globals__.os }}",
     ],
 )
-def test_a_template_does_not_reach_python(tmp_path: Path, template: str) -> None:
+def test_a_template_does_not_reach_python(template: str) -> None:
     source = prepared_smollm2()
     files = {"tokenizer.json": (source / "tokenizer.json").read_bytes()}
     files["tokenizer_config.json"] = json.dumps({"chat_template": template}).encode()
