@@ -5,8 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter
 from fastapi.responses import Response
 from tinsmith.protocol.bodies import Answer
+from tinsmith.protocol.distillation import LOSS_VERSIONS
 
 from tinsmith_server.auth import User
+from tinsmith_server.service import Served
 from tinsmith_server.wire import answer
 
 router = APIRouter()
@@ -24,6 +26,10 @@ class Extensions(Answer, kw_only=True, frozen=True):
     server: str
     version: str
     extensions: list[Extension]
+    losses: dict[str, int]
+    """Losses beyond Tinker's, and the version of each."""
+    teachers: list[str]
+    """Base models that a run may be taught by, where its worker holds them."""
 
 
 EXTENSIONS = [
@@ -47,6 +53,26 @@ EXTENSIONS = [
         endpoints=["every endpoint"],
     ),
     Extension(
+        name="files",
+        description="Every file of a checkpoint over signed links.",
+        endpoints=["GET /api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/files"],
+    ),
+    Extension(
+        name="exports",
+        description="A checkpoint merged into its base model, in transformers' layout.",
+        endpoints=["POST /api/v1/exports", "GET /api/v1/jobs/{job_id}/files"],
+    ),
+    Extension(
+        name="imports",
+        description="A PEFT adapter from outside as a checkpoint to train on from.",
+        endpoints=["POST /api/v1/imports"],
+    ),
+    Extension(
+        name="distillation",
+        description="Losses against a teacher that the service runs: nothing of it crosses the wire.",
+        endpoints=["POST /api/v1/forward_backward", "POST /api/v1/forward"],
+    ),
+    Extension(
         name="jobs",
         description="Slow work in the background: how far it is, and what came of it.",
         endpoints=["GET /api/v1/jobs/{job_id}"],
@@ -55,9 +81,16 @@ EXTENSIONS = [
 
 
 @router.get("/extensions")
-async def extensions(user: User) -> Response:
+async def extensions(user: User, service: Served) -> Response:
+    cards = await service.bus.models()
     return answer(
-        Extensions(server="tinsmith", version=_installed_version(), extensions=EXTENSIONS)
+        Extensions(
+            server="tinsmith",
+            version=_installed_version(),
+            extensions=EXTENSIONS,
+            losses=LOSS_VERSIONS,
+            teachers=sorted({name for card in cards for name in card.teachers}),
+        )
     )
 
 

@@ -36,9 +36,9 @@ class Service:
     def start(self, command: str) -> None:
         with (self.data_dir / "service.log").open("ab") as log:
             self.processes[command] = subprocess.Popen(
-                [sys.executable, "-m", "tinsmith_server.cli", command]
-                if command == "serve"
-                else [sys.executable, "-m", "tinsmith_worker"],
+                [sys.executable, "-m", "tinsmith_worker"]
+                if command == "work"
+                else [sys.executable, "-m", "tinsmith_server.cli", command],
                 env=self.environment,
                 stdout=log,
                 stderr=log,

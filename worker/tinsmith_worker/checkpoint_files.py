@@ -16,6 +16,7 @@ from tinsmith_worker.engine.values import InvalidInput
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OPTIMIZER, OURS = "optimizer.safetensors", "tinsmith.json"
+AVERAGES = "averages.safetensors"
 
 
 def pack(state: RunState, base_model: str, *, optimizer: bool) -> dict[str, bytes]:
@@ -35,12 +36,17 @@ def pack(state: RunState, base_model: str, *, optimizer: bool) -> dict[str, byte
     }
     if optimizer:
         files[OPTIMIZER] = save(_plain(state.optimizer_tensors()))
+    if optimizer and state.averages:
+        rows = {f"{rate!r}:{every}": row for (rate, every), row in state.averages.items()}
+        files[AVERAGES] = save(_plain(rows))
     return files
 
 
 def size_bytes(state: RunState, *, optimizer: bool) -> int:
     """About what `pack` makes: its numbers, without the few hundred bytes around them."""
-    rows = 1 + (len(state.moments) if optimizer and state.moments else 0)
+    rows = 1
+    if optimizer:
+        rows += len(state.moments or ()) + len(state.averages)
     return state.adapter.row.numel() * 4 * rows
 
 
@@ -54,6 +60,9 @@ def unpack(model: BaseModel, files: dict[str, bytes], *, fresh: str | None = Non
     ours = json.loads(files[OURS])
     state = RunState(adapter, ours.get("optimizer", "adamw"))  # once there was only that
     state.load_optimizer(load(files[OPTIMIZER]), int(ours["steps"]))
+    for name, row in load(files[AVERAGES]).items() if AVERAGES in files else ():
+        rate, every = name.split(":")
+        state.averages[float(rate), int(every)] = row.to(adapter.row.device)
     return state
 
 

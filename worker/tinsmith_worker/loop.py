@@ -18,17 +18,19 @@ from tinsmith.protocol.jobs import Job, Kind, Result, failure
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.training import Work
 from tinsmith_worker.engine.values import InvalidInput
-from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged, work_of
-from tinsmith_worker.queue import Fenced, Queue
+from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged
+from tinsmith_worker.queue import Fenced, Queue, Taken
 from tinsmith_worker.runs import Resident, Runs
 from tinsmith_worker.samples import SamplingDesk
 from tinsmith_worker.saver import Saver
 from tinsmith_worker.scheduler import Scheduler
 from tinsmith_worker.settings import Settings
 from tinsmith_worker.store import Store
+from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
 _HOUSEKEEPING_SECONDS = 1.0
+_AWAY_SECONDS = 1.0
 _PASSES_IN_WORK = 4
 """How many passes' tokens are in work at once: enough to fill each pass, and no more to wait behind."""
 
@@ -39,6 +41,11 @@ class Home:
 
     base_model: str
     epoch: int
+    taken: int = -1
+    """The last seq of it that TAKE has given."""
+
+
+_UNKNOWN = Home("", 0)
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,20 @@ class Worker:
         store: Store,
         models: Mapping[str, BaseModel],
         desks: Mapping[str, SamplingDesk],
+        teachers: Teachers | None = None,
     ) -> None:
         self._settings, self._queue, self._models, self._desks = settings, queue, models, desks
         self._saver = Saver(store, queue.ring)
         weights = {name: desk.weights for name, desk in desks.items()}
-        self._ops = Ops(store, self._saver, weights, settings.max_pass_tokens, queue.point_slot)
+        self._teachers = teachers or Teachers(store, models, weights)
+        self._ops = Ops(
+            store,
+            self._saver,
+            weights,
+            settings.max_pass_tokens,
+            queue.point_slot,
+            self._teachers,
+        )
         self._trainers = {name: self._ops.trainer(model) for name, model in models.items()}
         self._scheduler = Scheduler(_PASSES_IN_WORK * settings.max_pass_tokens)
         self._runs = Runs(
@@ -82,16 +98,21 @@ class Worker:
         self._news: set[str] = set()
         self._gaps: dict[str, float] = {}
         self._housekept = 0.0
+        self._out_of_touch = False
         self.stopping = False
 
     def run_forever(self) -> None:
         """Until `stopping` is set; Redis may come and go meanwhile."""
         while not self.stopping:
-            try:
-                self.turn()
-            except RedisError as error:
-                _log.warning("redis_unreachable", error=type(error).__name__)
-                time.sleep(1.0)
+            self.patient_turn()
+
+    def patient_turn(self) -> None:
+        try:
+            self.turn()
+        except RedisError as error:
+            _log.warning("redis_unreachable", error=type(error).__name__)
+            self._out_of_touch = True
+            time.sleep(_AWAY_SECONDS)
 
     def stop(self) -> None:
         """May be called at any moment, from a signal's handler."""
@@ -99,6 +120,8 @@ class Worker:
         self._queue.patient = False
 
     def turn(self) -> None:
+        if self._out_of_touch:
+            self._retake()
         self._intake()
         self._begin()
         trained = self._train()
@@ -119,7 +142,7 @@ class Worker:
 
     def _intake(self) -> None:
         self._take_samples()  # before waiting: their bell may have rung for others only
-        if self._computing or self._news:  # of which TAKE has left some
+        if self._computing or self._takeable:  # of which TAKE has left some
             self._news |= self._queue.news()
         else:
             self._news |= self._queue.wait(self._models, _HOUSEKEEPING_SECONDS)
@@ -131,10 +154,35 @@ class Worker:
         for desk in self._desks.values():
             desk.take()
 
-    def _cancel(self) -> None:
-        cancelled = self._queue.cancellations()
+    def _retake(self) -> None:
+        """What we told or asked last may have been lost, or done without our hearing of it."""
+        self._queue.announce_again()
+        retaken = {one.run_id: one for one in self._queue.retake()}
+        self._training.clear()
+        self._saving.clear()
+        self._scheduler.clear()
+        for trainer in self._trainers.values():
+            trainer.clear()
+        self._runs.retake(retaken)
+        self._homes = {
+            run_id: Home(home.base_model, retaken[run_id].epoch)
+            for run_id, home in self._homes.items()
+            if run_id in retaken
+        }
+        self._news |= retaken.keys()
         for desk in self._desks.values():
-            desk.cancel(cancelled)
+            desk.retake()
+        self._out_of_touch = False
+
+    def _heed_notices(self) -> None:
+        notices = self._queue.notices()
+        for desk in self._desks.values():
+            desk.cancel(notices.cancelled)
+        for run_id in notices.resting:
+            if not self._scheduler.busy_with(run_id):
+                self._runs.drop(run_id)
+        for run_id in notices.ended & self._homes.keys():
+            self._let_go(run_id)
 
     @property
     def _computing(self) -> bool:
@@ -145,45 +193,56 @@ class Worker:
         )
 
     def _take(self) -> None:
-        if not self._news:
+        asked = self._takeable
+        if not asked:
             return
-        taken = self._queue.take(sorted(self._news), self._settings.max_pass_tokens)
-        self._news = {line.run_id for line in taken if line.status == "more"}
+        homes = {run_id: self._homes.get(run_id, _UNKNOWN) for run_id in sorted(asked)}
+        at = {run_id: (home.epoch, home.taken) for run_id, home in homes.items()}
+        taken = self._queue.take(at, self._settings.max_pass_tokens)
+        self._news -= asked
+        self._news |= {line.run_id for line in taken if line.status == "more"}
         for line in taken:
-            home = self._home(line.run_id, line.epoch)
+            self._settle_in(line)
             for job in line.jobs:
-                self._scheduler.add(job, home.base_model)
+                self._scheduler.add(job, line.base_model, line.organization)
             if line.status == "gap" and not line.jobs:
                 self._gaps.setdefault(line.run_id, time.monotonic())
-                self._close_gap_in_time(line.run_id, line.epoch)
+                self._close_gap_in_time(line)
             else:
                 self._gaps.pop(line.run_id, None)
 
-    def _home(self, run_id: str, epoch: int) -> Home:
+    @property
+    def _takeable(self) -> set[str]:
+        """Runs with news of which not enough waits here already."""
+        most = self._settings.max_pass_tokens
+        return {run_id for run_id in self._news if self._scheduler.has_room(run_id, most)}
+
+    def _settle_in(self, line: Taken) -> None:
         """Under a new epoch, what was claimed under an old one has been taken again."""
-        home = self._homes.get(run_id)
-        if home is None or home.epoch != epoch:
-            self._forget(run_id)
-            home = self._homes[run_id] = Home(self._queue.record(run_id).base_model, epoch)
-        return home
+        home = self._homes.get(line.run_id)
+        if home is None or home.epoch != line.epoch:
+            self._forget(line.run_id)
+        self._homes[line.run_id] = Home(line.base_model, line.epoch, line.last)
 
     def _housekeep(self) -> None:
-        self._cancel()
+        self._heed_notices()
         now = time.monotonic()
         if now - self._housekept < _HOUSEKEEPING_SECONDS:
             return
         self._housekept = now
+        self._queue.stay_announced()
         self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
         self._saver.try_again()
         self._runs.settle_snapshots()
+        self._teachers.dismiss_idle()
         for desk in self._desks.values():
             desk.rescue()
             desk.try_again()
 
-    def _close_gap_in_time(self, run_id: str, epoch: int) -> None:
-        if time.monotonic() - self._gaps[run_id] < self._settings.gap_seconds:
+    def _close_gap_in_time(self, line: Taken) -> None:
+        if time.monotonic() - self._gaps[line.run_id] < self._settings.gap_seconds:
             return
-        seq_id = self._queue.record(run_id).done + 1
+        seq_id = line.last + 1
         waited = f"{self._settings.gap_seconds:g} s"
         missing = failure(f"seq_id: request {seq_id} of this run did not arrive within {waited}.")
         behind = failure(
@@ -191,8 +250,8 @@ class Worker:
             "which waited behind it, was not run. Send both again under new numbers.",
             "server",
         )
-        self._queue.close_gap(run_id, epoch, missing, behind)
-        del self._gaps[run_id]
+        self._queue.close_gap(line.run_id, line.epoch, missing, behind)
+        del self._gaps[line.run_id]
 
     # Schedule and run
 
@@ -216,9 +275,15 @@ class Worker:
             return None
         epoch = home.epoch
         try:
-            return _InWork(job, self._runs.get(job.run_id, epoch))
+            resident = self._runs.get(job.run_id, epoch)
+            self._runs.begun(job, resident)
+            return _InWork(job, resident)
         except RedisError:
             raise
+        except Fenced:  # it has ended
+            self._scheduler.finished(job)
+            self._let_go(job.run_id)
+            return None
         except Exception as error:  # noqa: BLE001 - a damaged run fails alone
             self._hand_over(job, epoch, self._accident(job, error))
             return None
@@ -253,12 +318,13 @@ class Worker:
             return
         trainer = self._trainers[one.resident.base_model]
         try:
-            work = work_of(state, one.job)
+            model = self._models[one.resident.base_model]
+            work = self._ops.work_of(model, state, one.job)
         except (InvalidInput, TinsmithError) as error:
             work = Work(run=state, data=[], loss_fn="", loss_fn_config={})
             trainer.refuse(work, str(error))
         else:
-            trainer.add(work)
+            trainer.add(work, first=self._scheduler.is_first(one.job))
         self._training[id(work)] = one
 
     def _train(self) -> float:
@@ -291,7 +357,7 @@ class Worker:
                 desk.step()
             if time.monotonic() - began >= room:
                 return
-            self._cancel()
+            self._heed_notices()
             self._take_samples()
 
     def _finish_saves(self) -> None:
@@ -306,7 +372,10 @@ class Worker:
     # Finish
 
     def _finish(self, one: _InWork, result: Result) -> None:
-        if self._hand_over(one.job, one.resident.epoch, result) and not result.failed:
+        if not self._hand_over(one.job, one.resident.epoch, result):
+            return
+        self._runs.answered(one.job, one.resident)
+        if not result.failed:
             try:
                 self._runs.finished(one.job, one.resident)
             except Fenced:

@@ -22,6 +22,7 @@ from tinsmith_worker.sampler_weights import SamplerWeights
 from tinsmith_worker.samples import SamplingDesk
 from tinsmith_worker.settings import Settings, SettingsError
 from tinsmith_worker.store import Store
+from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
 _JOBS_PER_SLOT = 2  # a few wait at the worker, so that a place that falls free is filled at once
@@ -50,18 +51,17 @@ def work(settings: Settings) -> None:
         torch.set_num_threads(settings.torch_threads)
     name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     queue, store = Queue(settings.redis_url, name), Store(settings.store_url)
-    models = {
-        served: load(
-            folder,
-            name=served,
-            device=settings.device,
-            dtype=getattr(torch, settings.dtype),
-            exact=settings.exact,
-        )
-        for served, folder in settings.models.items()
-    }
+    models = {name: _load(settings, name, folder) for name, folder in settings.models.items()}
     desks = {served: _desk(settings, queue, store, model) for served, model in models.items()}
-    worker = Worker(settings, queue, store, models, desks)
+    teachers = Teachers(
+        store,
+        models,
+        {served: desk.weights for served, desk in desks.items()},
+        guests=settings.teachers,
+        load=lambda served: _load(settings, served, settings.teachers[served]),
+        idle_seconds=settings.teacher_idle_seconds,
+    )
+    worker = Worker(settings, queue, store, models, desks, teachers)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: worker.stop())
     lease = Lease(
@@ -71,11 +71,21 @@ def work(settings: Settings) -> None:
         on_error=lambda error: _log.warning("lease_not_renewed", error=error),
     )
     lease.start()
-    queue.announce([_card(settings, store, model) for model in models.values()])
+    queue.announce([_card(settings, store, model, teachers.names) for model in models.values()])
     _log.info("worker_ready", worker=name, models=sorted(models))
     worker.run_forever()
     lease.stop()
     worker.drain()
+
+
+def _load(settings: Settings, served: str, folder: str) -> BaseModel:
+    return load(
+        folder,
+        name=served,
+        device=settings.device,
+        dtype=getattr(torch, settings.dtype),
+        exact=settings.exact,
+    )
 
 
 def _desk(settings: Settings, queue: Queue, store: Store, model: BaseModel) -> SamplingDesk:
@@ -101,7 +111,7 @@ def _desk(settings: Settings, queue: Queue, store: Store, model: BaseModel) -> S
     )
 
 
-def _card(settings: Settings, store: Store, model: BaseModel) -> ModelCard:
+def _card(settings: Settings, store: Store, model: BaseModel, teachers: list[str]) -> ModelCard:
     return ModelCard(
         name=model.name,
         family=model.family,
@@ -112,6 +122,7 @@ def _card(settings: Settings, store: Store, model: BaseModel) -> ModelCard:
         engine=model.engine,
         dtype=str(model.dtype).removeprefix("torch."),
         exact=model.numerics.held,
+        teachers=tuple(teachers),
         eos_token_ids=tuple(sorted(model.eos_token_ids)),
     )
 

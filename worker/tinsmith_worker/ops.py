@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 from tinsmith.protocol import bodies, tensors
+from tinsmith.protocol.distillation import TEACHERS_KEY, decode_teachers
 from tinsmith.protocol.errors import TinsmithError
 from tinsmith.protocol.jobs import (
     Content,
@@ -33,6 +34,7 @@ from tinsmith_worker.external_files import pack_external, parse_recipients
 from tinsmith_worker.sampler_weights import SamplerWeights
 from tinsmith_worker.saver import Saver
 from tinsmith_worker.store import FolderDamaged, Store, StoreUnavailable
+from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
 NEVER_CREATED = "model_id: this run was never created; its creation failed."
@@ -50,6 +52,7 @@ class Ops:
     max_pass_tokens: int
     point_slot: Callable[[str, int, str], None]
     """Let a run's inflight samplers go on with what its op of this seq wrote."""
+    teachers: Teachers
 
     def run_one(
         self, model: BaseModel, state: RunState | None, job: Job
@@ -156,9 +159,25 @@ class Ops:
         written.add_done_callback(lambda done: answer.set_result(_saved(done, body)))
         return answer
 
+    def work_of(self, model: BaseModel, state: RunState, job: Job) -> Work:
+        """Raises InvalidInput and TinsmithError."""
+        request = tensors.parse_forward_backward(job.body)
+        data = [Datum(datum.tokens, datum.inputs) for datum in tensors.decode_data(request)]
+        config = tensors.loss_config(request)
+        facts = decode_teachers(str(config.pop(TEACHERS_KEY, "[]")))
+        return Work(
+            run=state,
+            data=data,
+            loss_fn=request.loss_fn,
+            loss_fn_config=config,
+            forward_only=request.forward_only,
+            teachers=self.teachers.resolve(model, state, facts),
+            averages=tuple((one.average.rate, one.average.every) for one in facts if one.average),
+        )
+
     def _train_again(self, model: BaseModel, state: RunState, job: Job) -> Result:
         trainer = self.trainer(model)
-        trainer.add(work_of(state, job))
+        trainer.add(self.work_of(model, state, job))
         settled = []
         while trainer.busy:
             settled += trainer.step()
@@ -206,22 +225,10 @@ def _created(state: RunState | None) -> RunState:
     return state
 
 
-def work_of(state: RunState, job: Job) -> Work:
-    request = tensors.parse_forward_backward(job.body)
-    data = [Datum(datum.tokens, datum.inputs) for datum in tensors.decode_data(request)]
-    return Work(
-        run=state,
-        data=data,
-        loss_fn=request.loss_fn,
-        loss_fn_config=tensors.loss_config(request),
-        forward_only=request.forward_only,
-    )
-
-
 def answer_of(work: Work, outcome: Outcome) -> Result:
     if outcome.error is not None:
         return failure(outcome.error)
-    output = tensors.encode_outputs(outcome.logprobs, outcome.metrics)
+    output = tensors.encode_outputs(outcome.logprobs, outcome.metrics, outcome.more)
     return Result(
         data=output.SerializeToString(),
         content=Content.FORWARD_BACKWARD,

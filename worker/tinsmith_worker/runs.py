@@ -16,7 +16,7 @@ from tinsmith.protocol.store_layout import snapshot_prefix
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.optimizer import RunState
 from tinsmith_worker.ops import Ops, restore_snapshot, snapshot_files
-from tinsmith_worker.queue import Fenced, Queue
+from tinsmith_worker.queue import Fenced, Queue, Retaken
 from tinsmith_worker.saver import Saver
 from tinsmith_worker.store import Store, StoreUnavailable
 
@@ -30,6 +30,10 @@ class Resident:
     base_model: str
     epoch: int
     state: RunState | None
+    done_seq: int = -1
+    """The last op whose result Redis has."""
+    unanswered: int = 0
+    """Ops that may have changed `state` and whose results it may not have."""
     steps_since_snapshot: int = 0
     log_bytes: int = 0
 
@@ -61,6 +65,8 @@ class Runs:
         self._queue, self._store, self._models, self._ops = queue, store, models, ops
         self._saver = saver
         self._snapshots: dict[str, _Snapshot] = {}
+        self._superseded: dict[str, str] = {}
+        """The snapshot before the last, by run."""
         self._max_resident = max_resident
         self._snapshot_steps = snapshot_steps
         self._snapshot_log_bytes = snapshot_log_bytes
@@ -79,6 +85,22 @@ class Runs:
 
     def drop(self, run_id: str) -> None:
         self._resident.pop(run_id, None)
+
+    def retake(self, retaken: Mapping[str, Retaken]) -> None:
+        """Keep, under its new epoch, what is as Redis knows it; a Redis may also have gone back."""
+        for run_id, resident in list(self._resident.items()):
+            one = retaken.get(run_id)
+            if one and not resident.unanswered and resident.done_seq <= one.done:
+                resident.epoch = one.epoch
+            else:
+                self.drop(run_id)
+
+    def begun(self, job: Job, resident: Resident) -> None:
+        resident.unanswered += job.kind.changes_state
+
+    def answered(self, job: Job, resident: Resident) -> None:
+        resident.unanswered -= job.kind.changes_state
+        resident.done_seq = max(resident.done_seq, job.seq_id)
 
     def finished(self, job: Job, resident: Resident) -> None:
         """Count what a recovery would have to replay, and snapshot when it is too much."""
@@ -142,18 +164,23 @@ class Runs:
                 _log.error("snapshot_failed", run_id=run_id, exc_info=error)
 
     def _record(self, run_id: str, epoch: int, prefix: str, seq_id: int) -> None:
-        previous = self._queue.snapshot_taken(run_id, epoch, prefix, seq_id)
-        if not previous or previous == prefix:
+        """And delete the last but one: a Redis that loses its last second points to the last."""
+        last = self._queue.snapshot_taken(run_id, epoch, prefix, seq_id)
+        if not last or last == prefix:
+            return
+        last_but_one = self._superseded.get(run_id)
+        self._superseded[run_id] = last
+        if last_but_one is None:
             return
         try:
-            self._store.delete_folder(previous)
+            self._store.delete_folder(last_but_one)
         except StoreUnavailable as error:  # it only takes room: nothing points to it any more
-            _log.warning("snapshot_not_deleted", prefix=previous, exc_info=error)
+            _log.warning("snapshot_not_deleted", prefix=last_but_one, exc_info=error)
 
     def _rebuild(self, run_id: str, epoch: int) -> Resident:
         record = self._queue.record(run_id)
         model = self._models[record.base_model]
-        resident = Resident(record.base_model, epoch, None)
+        resident = Resident(record.base_model, epoch, None, done_seq=record.done)
         if record.snapshot:
             resident.state = restore_snapshot(model, self._store.read_folder(record.snapshot))
         jobs = self._queue.replay_log(run_id)

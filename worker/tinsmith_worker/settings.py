@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +16,10 @@ class Settings:
     redis_url: str
     store_url: str
     models: dict[str, str]
+    teachers: dict[str, str] = field(default_factory=dict)
+    """Base models that only teach: loaded when they are first asked for."""
+    teacher_idle_seconds: float = 600.0
+    """A teacher's base model leaves after so long without use; 0: never."""
     device: str = "cpu"
     dtype: str = "float32"
     torch_threads: int = 0
@@ -46,7 +50,11 @@ class Settings:
         return cls(
             redis_url=read.required("REDIS_URL", environment.get("TINSMITH_REDIS_URL")),
             store_url=read.required("STORE_URL or TINSMITH_DATA_DIR", store),
-            models=_models(read.required("MODELS", environment.get("TINSMITH_MODELS"))),
+            models=_models(read.required("MODELS", environment.get("TINSMITH_MODELS")), "MODELS"),
+            teachers=_models(text, "TEACHERS")
+            if (text := environment.get("TINSMITH_TEACHERS"))
+            else {},
+            teacher_idle_seconds=read.number("TEACHER_IDLE_SECONDS", cls.teacher_idle_seconds),
             device=environment.get("TINSMITH_DEVICE", cls.device),
             dtype=environment.get("TINSMITH_DTYPE", cls.dtype),
             torch_threads=read.integer("TORCH_THREADS", cls.torch_threads),
@@ -102,11 +110,11 @@ class _Reader:
         return int(value)
 
 
-def _models(text: str) -> dict[str, str]:
+def _models(text: str, name: str) -> dict[str, str]:
     """`served-name=folder,served-name=folder`."""
     models = dict(
         part.strip().split("=", 1) for part in text.split(",") if part.strip() and "=" in part
     )
     if not models:
-        raise SettingsError(f"TINSMITH_MODELS: {text!r} is not name=folder[,name=folder].")
+        raise SettingsError(f"TINSMITH_{name}: {text!r} is not name=folder[,name=folder].")
     return models

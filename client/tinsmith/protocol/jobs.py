@@ -187,6 +187,8 @@ class ModelCard(Body, kw_only=True, frozen=True):
     dtype: str = ""
     exact: bool = False
     """Sampler and trainer agree to the last bit."""
+    teachers: tuple[str, ...] = ()
+    """Base models that the runs of this one may be taught by."""
     eos_token_ids: tuple[int, ...] = ()
     """Any of these ends a sample that names no stop of its own."""
 

@@ -4,7 +4,7 @@ Legend: N input tokens, K candidates per position, rows x cols of a CSR matrix.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,10 +167,17 @@ def encode_tensor(array: Array) -> pb.Tensor:
     return pb.Tensor(dense=array.astype("<f4").tobytes(), dtype=pb.DTYPE_FLOAT32, shape=array.shape)
 
 
+Floats = Sequence[npt.NDArray[np.float32]]
+
+
 def encode_outputs(
-    logprobs: Sequence[npt.NDArray[np.float32]], metrics: dict[str, float]
+    logprobs: Floats, metrics: dict[str, float], more: Mapping[str, Floats] | None = None
 ) -> pb.ForwardBackwardOutput:
-    """One output per datum, in order; datums of another trailing shape open another record."""
+    """One output per datum, in order; datums of another trailing shape open another record.
+
+    `more`: further arrays of the same shapes, by name.
+    """
+    columns = {"logprobs": logprobs} | dict(more or {})
     output = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", metrics=metrics)
     start = 0
     while start < len(logprobs):
@@ -178,23 +185,23 @@ def encode_outputs(
         end = start
         while end < len(logprobs) and logprobs[end].shape[1:] == trailing:
             end += 1
-        output.loss_fn_outputs.append(_record(logprobs[start:end], trailing))
+        fields = {name: _field(rows[start:end], trailing) for name, rows in columns.items()}
+        output.loss_fn_outputs.append(
+            pb.ArrayRecord(type_tag="ArrayRecord", fields=fields, num_datums=end - start)
+        )
         start = end
     return output
 
 
-def _record(
-    logprobs: Sequence[npt.NDArray[np.float32]], trailing: tuple[int, ...]
-) -> pb.ArrayRecord:
-    parts = [np.ascontiguousarray(row, "<f4").tobytes() for row in logprobs]
+def _field(rows: Floats, trailing: tuple[int, ...]) -> pb.BatchedTensor:
+    parts = [np.ascontiguousarray(row, "<f4").tobytes() for row in rows]
     offsets = np.cumsum([0] + [len(part) for part in parts]).astype("<i8")
-    field = pb.BatchedTensor(
+    return pb.BatchedTensor(
         data=b"".join(parts),
         offsets=offsets.tobytes(),
         dtype=pb.DTYPE_FLOAT32,
         trailing_shape=trailing,
     )
-    return pb.ArrayRecord(type_tag="ArrayRecord", fields={"logprobs": field}, num_datums=len(parts))
 
 
 def decode_outputs(output: pb.ForwardBackwardOutput) -> list[dict[str, Array]]:

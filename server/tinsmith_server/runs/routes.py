@@ -17,6 +17,7 @@ from tinsmith.protocol.bodies import (
     RunRef,
     Submitted,
 )
+from tinsmith.protocol.distillation import LOSS_VERSIONS
 from tinsmith.protocol.errors import BadRequest, TinsmithError, Unsupported
 from tinsmith.protocol.jobs import (
     AdapterSpec,
@@ -33,6 +34,7 @@ from tinsmith_server.auth import Caller, User
 from tinsmith_server.checkpoints import repository as checkpoints
 from tinsmith_server.db import TrainingRun
 from tinsmith_server.losses import routes as custom_losses
+from tinsmith_server.losses.teachers import with_teachers
 from tinsmith_server.models.routes import model_card
 from tinsmith_server.runs import repository
 from tinsmith_server.runs.json_forward import JsonForwardBackward, to_message
@@ -88,12 +90,13 @@ async def _found_run(
 ) -> Response:
     """Record the run and queue its request 0; a repeat finds both there."""
     async with service.db.begin() as sql:
-        await open_session(sql, user, run.session_id)
+        session = await open_session(sql, user, run.session_id)
         if await sql.get(TrainingRun, run.id) is None:
             sql.add(run)
     request_id = training_request_id(run.id, 0)
     job = Job(request_id=request_id, run_id=run.id, seq_id=0, kind=kind, body=body)
-    await service.bus.submit(user.organization_id, run.base_model, job)
+    bounds = await service.bounds(user, session.project_id, run.id)
+    await service.bus.submit(user.organization_id, run.base_model, job, bounds)
     return answer(Submitted(request_id=request_id, model_id=run.id))
 
 
@@ -222,6 +225,8 @@ async def _with_loss(
     """The request with whatever its loss needs from here."""
     if message.loss_fn == custom_losses.CUSTOM:
         return await custom_losses.with_graph(service, user, run, message, raw)
+    if message.loss_fn in LOSS_VERSIONS:
+        return await with_teachers(service, user, run, message, raw)
     if message.loss_fn == STABLE_REINFORCE:
         return await with_recorded(service, run, message)
     return raw

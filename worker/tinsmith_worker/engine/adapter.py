@@ -221,8 +221,14 @@ class Adapter:
 
     def frozen(self) -> "Adapter":
         """A copy that training on leaves alone."""
+        twin = self.with_row(self.row.clone())
+        twin._largest = self._largest
+        return twin
+
+    def with_row(self, row_P: Tensor) -> "Adapter":
+        """The same maps with other numbers, which it shares."""
         twin = object.__new__(type(self))
-        twin.__dict__ |= self.__dict__ | {"row": self.row.clone(), "_working": {}}
+        twin.__dict__ |= self.__dict__ | {"row": row_P, "_working": {}, "_largest": None}
         return twin
 
     def parameters(self) -> dict[str, Tensor]:

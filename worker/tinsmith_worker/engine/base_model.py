@@ -74,6 +74,7 @@ class BaseModel(ABC):
         self._places: dict[str, str] = {}
         self._groups: list[LinearGroup] = []
         self._mixes = AdapterMixes()
+        self._shares_tokens: dict[int, bool] = {}
 
     @abstractmethod
     def _hidden(self, current: Pass) -> Tensor: ...
@@ -90,6 +91,15 @@ class BaseModel(ABC):
         """Where the frozen weights lie."""
         weights = [one for group in self._groups for one in (group.weight, group.bias)]
         return {one.untyped_storage().data_ptr() for one in weights if one is not None}
+
+    def shares_tokens_with(self, other: "BaseModel") -> bool:
+        """Whether both mean the same by every id that both have."""
+        if id(other) not in self._shares_tokens:
+            width = min(self.vocab_size, other.vocab_size)
+            mine, theirs = (_vocabulary(one, width) for one in (self, other))
+            same_size = self.vocab_size == other.vocab_size
+            self._shares_tokens[id(other)] = mine == theirs and (mine is not None or same_size)
+        return self._shares_tokens[id(other)]
 
     # What an adapter must know
 
@@ -214,6 +224,14 @@ def load(
     except Unsupported as error:
         raise ModelRefused(f"{name}: {error} are not supported.") from error
     return made
+
+
+def _vocabulary(model: BaseModel, width: int) -> dict[str, int] | None:
+    """Tokens by name below an id; None without a tokenizer."""
+    if model.tokenizer is None:
+        return None
+    names: dict[str, int] = model.tokenizer.get_vocab()
+    return {name: index for name, index in names.items() if index < width}
 
 
 def _kv_bytes(config: Any, dtype: torch.dtype) -> int:

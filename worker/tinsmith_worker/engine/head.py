@@ -13,6 +13,7 @@ Legend: N rows of the pass, R rows of a chunk, P pairs, V vocabulary, H hidden s
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,15 @@ class Pairs:
     """Pairs that cannot weigh anything in the loss."""
 
 
+class Rows(Protocol):
+    """The part of a loss that looks at whole rows of logits, not only at the pairs' log p."""
+
+    def __call__(
+        self, logits_RV: Tensor, rows: Ints, pairs: Ints, logprobs: Tensor, into_RV: Tensor | None
+    ) -> None:
+        """Look at `logits_RV[rows[i]]` for the request's pair `pairs[i]`; add d loss / d logits."""
+
+
 @dataclass(frozen=True, eq=False)
 class Asked:
     """One request's pairs and whose they are."""
@@ -50,6 +60,7 @@ class Asked:
     gradient: Gradient | None
     weigh: Weigh | None = None
     """d loss / d log p of some pairs, given their log p and indices; None asks for no gradient."""
+    whole_rows: Rows | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ def score(
             rows = _rows_of(chunk, hidden_NH.device)
             raw_RV = model.unembed(hidden_NH[rows], _owners(chunk))
             logits_RV = raw_RV if model.plain_head else model.finish(raw_RV)
-            _read(logits_RV, logsumexp(logits_RV), chunk)
+            rows_P, _, each = _read(logits_RV, logsumexp(logits_RV), chunk)
+            _look(logits_RV, rows_P, each, chunk, wanted=False)
     return found, back_NH
 
 
@@ -148,6 +160,20 @@ def _read(
     return rows_P, tokens_P, each
 
 
+def _look(
+    logits_RV: Tensor, rows_P: Tensor, each: list[Tensor], chunk: Sequence[_Piece], *, wanted: bool
+) -> Tensor | None:
+    """Show whole rows to whoever asks for them; answers d loss / d logits if that is wanted."""
+    if not any(piece.asked.whole_rows for piece in chunk):
+        return None
+    into_RV = torch.zeros_like(logits_RV) if wanted else None
+    places = np.split(rows_P.cpu().numpy(), np.cumsum([piece.pairs.size for piece in chunk]))
+    for piece, rows, logprobs in zip(chunk, places, each, strict=False):
+        if piece.asked.whole_rows is not None:
+            piece.asked.whole_rows(logits_RV, rows, piece.pairs, logprobs, into_RV)
+    return into_RV
+
+
 def _learn(
     model: BaseModel, hidden_RH: Tensor, chunk: Sequence[_Piece], below: bool
 ) -> Tensor | float:
@@ -167,7 +193,10 @@ def _learn(
             ]
         )
         slope_RV = model.slope(logits_RV)
+        whole_RV = _look(logits_RV, rows_P, each, chunk, wanted=True)
         back_RV = cross_entropy_backward(logits_RV, total_R, rows_P, tokens_P, weights_P)
+        if whole_RV is not None:
+            back_RV += whole_RV
         if slope_RV is not None:
             back_RV = back_RV * slope_RV
     if raw_RV.requires_grad:

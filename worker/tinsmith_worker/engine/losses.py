@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tinsmith_worker.engine import custom_loss
+from tinsmith_worker.engine.distill_config import DistillConfig, JSDConfig
 from tinsmith_worker.engine.loss_program import Program
 from tinsmith_worker.engine.values import Datum, InvalidInput
 
@@ -109,6 +110,11 @@ def stable_reinforce(logprobs_N: Tensor, inputs: Inputs, config: StableReinforce
     return -(weight_N * logprobs_N).sum() + 0.5 * config.kl_coeff * log_ratio_N.square().sum()
 
 
+def taught(logprobs_N: Tensor, inputs: Inputs, config: DistillConfig) -> Tensor:
+    """-ce_weight sum w log p: what a distillation loss makes of the targets; the rest is `lessons`."""
+    return -config.ce_weight * (inputs["weights"] * logprobs_N).sum()
+
+
 def importance_ratio(logprobs_N: Tensor, inputs: Inputs) -> Tensor:
     """p/q per token, 1 where the advantage is 0.
 
@@ -146,6 +152,12 @@ class Loss:
     """Whether it scores [N, K] candidates."""
     open_inputs: bool = False
     """Whether it may read inputs of any name and shape."""
+    apart: tuple[str, ...] = field(default=())
+    """Inputs of a shape of their own, which the function does not see."""
+
+    @property
+    def has_teacher(self) -> bool:
+        return issubclass(self.config, DistillConfig)
 
     def gradient(self, logprobs: Tensor, inputs: Inputs, config: Any) -> Tensor:
         """d loss / d log p. Raises InvalidInput where a loss of the caller's own fails."""
@@ -165,6 +177,7 @@ class Loss:
 
 
 _RL, _A = ("logprobs", "advantages"), "advantages"
+_TEACHER = ("teacher_tokens", "teacher_pos", "teacher_index")
 _CLIPS = ("clip_low_threshold", "clip_high_threshold")
 LOSSES = {
     "cross_entropy": Loss(
@@ -177,6 +190,9 @@ LOSSES = {
     "gspo": Loss(gspo, GSPOConfig, _RL, (*_CLIPS, "sequence_ratio_mask"), _A, whole_datum=True),
     "stable_reinforce": Loss(
         stable_reinforce, StableReinforceConfig, ("logprobs", "advantages", "sampled")
+    ),
+    "x_distill_jsd": Loss(
+        taught, JSDConfig, ("weights",), ("logprobs",), "weights", apart=_TEACHER
     ),
     "custom": Loss(
         custom_loss.loss, Program, (), whole_datum=True, two_dimensional=True, open_inputs=True
@@ -192,9 +208,11 @@ def find(name: str) -> Loss:
 
 def configure(name: str, given: Mapping[str, float | str]) -> Any:
     """The loss's config; a misspelt key must not train quietly with the default."""
-    config = find(name).config
+    config: Any = find(name).config
     if config is Program:
         return custom_loss.configure(given)
+    if issubclass(config, DistillConfig):
+        return config.parse(name, given)
     known = [one.name for one in fields(config)]
     for key, value in given.items():
         if key not in known:
@@ -213,7 +231,7 @@ def validate(data: list[Datum], name: str, vocab_size: int, max_context: int) ->
     for index, datum in enumerate(data):
         where = f"data[{index}]"
         _validate_tokens(datum.tokens, f"{where}.model_input", vocab_size, max_context)
-        names = {"target_tokens", *loss.required, *loss.optional}
+        names = {"target_tokens", *loss.required, *loss.optional, *loss.apart}
         missing = {"target_tokens", *loss.required} - datum.inputs.keys()
         unknown = datum.inputs.keys() - names
         if missing:
@@ -227,7 +245,7 @@ def validate(data: list[Datum], name: str, vocab_size: int, max_context: int) ->
             )
         _validate_targets(datum, where, loss.two_dimensional)
         if not loss.open_inputs:
-            _validate_inputs(datum, where)
+            _validate_inputs(datum, where, loss.apart)
         _validate_ids(
             datum.inputs["target_tokens"], f"{where}.loss_fn_inputs.target_tokens", vocab_size
         )
@@ -267,9 +285,11 @@ def _validate_targets(datum: Datum, where: str, two_dimensional: bool) -> None:
         )
 
 
-def _validate_inputs(datum: Datum, where: str) -> None:
+def _validate_inputs(datum: Datum, where: str, apart: tuple[str, ...]) -> None:
     length, targets = datum.tokens.size, datum.inputs["target_tokens"]
     for name, array in datum.inputs.items():
+        if name in apart:
+            continue
         if array.shape[:1] != (length,) or array.shape != targets.shape:
             raise InvalidInput(
                 f"{where}.loss_fn_inputs.{name}: shape {list(array.shape)} does not go with "

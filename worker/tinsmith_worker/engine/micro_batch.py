@@ -42,12 +42,12 @@ class Drift:
 class MicroBatch:
     def __init__(self, data: Sequence[Datum], groups: Sequence[Group], first_row: int) -> None:
         self._groups, self._all, self._first_row = groups, data, first_row
-        self._indices = [index for group in groups for index in group.members]
-        self._data = [data[index] for index in self._indices]
+        self.members = [index for group in groups for index in group.members]
+        self.data = [data[index] for index in self.members]
         sizes = [datum.tokens.size for datum in data]
         self.num_rows = sum(group.num_tokens(sizes) for group in groups)
 
-    def segments(self, adapter: Adapter, gradient: Gradient | None) -> list[Segment]:
+    def segments(self, adapter: Adapter | None, gradient: Gradient | None) -> list[Segment]:
         made: list[Segment] = []
         for group in self._groups:
             before = None
@@ -61,7 +61,7 @@ class MicroBatch:
         return made
 
     @cached_property
-    def _rows(self) -> list[Ints]:
+    def rows(self) -> list[Ints]:
         """Each datum's rows in the pass."""
         rows, at = [], self._first_row
         for group in self._groups:
@@ -75,7 +75,7 @@ class MicroBatch:
 
     def pairs(self, loss: Loss) -> Pairs:
         rows, tokens, idle = [], [], []
-        for datum, places in zip(self._data, self._rows, strict=True):
+        for datum, places in zip(self.data, self.rows, strict=True):
             targets = datum.inputs["target_tokens"]
             width = targets.shape[1] if targets.ndim == 2 else 1
             rows.append(np.repeat(places, width))
@@ -103,10 +103,8 @@ class MicroBatch:
 
     def _each(self, logprobs_P: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Datum by datum: its log p, and all its inputs."""
-        parts = torch.split(
-            logprobs_P, [datum.inputs["target_tokens"].size for datum in self._data]
-        )
-        for part, datum in zip(parts, self._data, strict=True):
+        parts = torch.split(logprobs_P, [datum.inputs["target_tokens"].size for datum in self.data])
+        for part, datum in zip(parts, self.data, strict=True):
             yield part, _tensors(datum.inputs, logprobs_P.device)
 
     def weigh(self, loss: Loss, config: Any) -> Weigh:
@@ -127,11 +125,11 @@ class MicroBatch:
     def _inputs(self, loss: Loss, config: Any, device: torch.device) -> dict[str, Tensor]:
         """Every input of all pairs back to back; a threshold that a datum leaves out is the config's."""
         if not hasattr(self, "_joined"):
-            present = {name for datum in self._data for name in datum.inputs}
+            present = {name for datum in self.data for name in datum.inputs}
             names = {*loss.required, *loss.optional} & present
             self._joined = {
                 name: torch.from_numpy(
-                    np.concatenate([_flat(datum, name, config) for datum in self._data])
+                    np.concatenate([_flat(datum, name, config) for datum in self.data])
                 ).to(device)
                 for name in names
             }
@@ -141,20 +139,20 @@ class MicroBatch:
         """Over the tokens that can weigh; none where a loss is not told how they were sampled."""
         if "logprobs" not in loss.required:
             return Drift()
-        sampled = np.concatenate([datum.inputs["logprobs"].reshape(-1) for datum in self._data])
-        idle = np.concatenate([loss.idle(datum.inputs).reshape(-1) for datum in self._data])
+        sampled = np.concatenate([datum.inputs["logprobs"].reshape(-1) for datum in self.data])
+        idle = np.concatenate([loss.idle(datum.inputs).reshape(-1) for datum in self.data])
         log_ratio = (logprobs_P.cpu().numpy() - sampled)[~idle].astype(np.float64)
         k3 = np.expm1(np.minimum(log_ratio, 80.0)) - log_ratio
         return Drift(float(k3.sum()), int(k3.size))
 
     def by_datum(self, logprobs_P: Tensor) -> dict[int, npt.NDArray[np.float32]]:
         """By the datum's index in the request, shaped like its targets."""
-        flat = logprobs_P.cpu().numpy()
-        ends = np.cumsum([datum.inputs["target_tokens"].size for datum in self._data])
+        flat = logprobs_P.float().cpu().numpy()
+        ends = np.cumsum([datum.inputs["target_tokens"].size for datum in self.data])
         return {
             index: part.reshape(datum.inputs["target_tokens"].shape)
             for index, datum, part in zip(
-                self._indices, self._data, np.split(flat, ends[:-1]), strict=True
+                self.members, self.data, np.split(flat, ends[:-1]), strict=True
             )
         }
 

@@ -20,6 +20,8 @@ from tinsmith_worker.engine.values import InvalidInput
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "dimuon": ("momentum",)}
 """What each optimizer remembers of the gradients so far, by PEFT-like names."""
+MAX_AVERAGES = 4
+"""Averages of its weights that a run may keep: each takes as much memory as they do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class RunState:
         self.moments: tuple[Tensor, ...] | None = None
         """Running means of the gradient (and of its square), [P] each; None before the first step."""
         self.steps = 0
+        self.averages: dict[tuple[float, int], Tensor] = {}
+        """By rate and steps between: the weights' running means [P], kept for teaching."""
 
     @property
     def has_gradient(self) -> bool:
@@ -78,7 +82,27 @@ class RunState:
         twin = RunState(self.adapter.frozen(), self.optimizer)
         twin.moments = self.moments and tuple(row_P.clone() for row_P in self.moments)
         twin.steps = self.steps
+        twin.averages = {key: row_P.clone() for key, row_P in self.averages.items()}
         return twin
+
+    def averaged(self, rate: float, every: int) -> Adapter:
+        """The mean of the weights; before it was kept, the weights as they are. Raises InvalidInput."""
+        row_P = self.averages.get((rate, every))
+        if row_P is None and len(self.averages) >= MAX_AVERAGES:
+            raise InvalidInput(
+                f"loss_fn_config.teacher: this run keeps {MAX_AVERAGES} averages already, and no more."
+            )
+        return self.adapter if row_P is None else self.adapter.with_row(row_P)
+
+    def keep_average(self, rate: float, every: int) -> None:
+        """From now on: an op that a replay repeats has asked for it."""
+        self.averages.setdefault((rate, every), self.adapter.row.clone())
+
+    def average(self) -> None:
+        """mean <- (1 - rate) mean + rate weights, after each `every` steps (SDFT, 2601.19897)."""
+        for (rate, every), row_P in self.averages.items():
+            if self.steps % every == 0:
+                row_P.lerp_(self.adapter.row, rate)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The moments by PEFT's names; empty before the first step."""
@@ -148,6 +172,7 @@ def optim_steps(steps: Sequence[tuple[RunState, Params]]) -> list[dict[str, floa
             run.gradient = None
             run.steps += 1
             run.adapter.changed()
+            run.average()
     return [
         {
             "grad_norm": norms[id(run)],

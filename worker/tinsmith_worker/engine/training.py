@@ -22,10 +22,13 @@ from tinsmith_worker.engine.adapter import Gradient
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.batching import Group, cut, group_by_beginning
 from tinsmith_worker.engine.head import Asked, score
+from tinsmith_worker.engine.lesson_plan import LessonPlan, plan
+from tinsmith_worker.engine.lessons import Lesson, consult
 from tinsmith_worker.engine.loss_program import Program
 from tinsmith_worker.engine.memory import is_out_of_memory, release
 from tinsmith_worker.engine.micro_batch import Drift, MicroBatch
 from tinsmith_worker.engine.optimizer import RunState
+from tinsmith_worker.engine.readings import Teacher
 from tinsmith_worker.engine.values import Datum, InvalidInput
 
 _log = structlog.get_logger()
@@ -38,6 +41,9 @@ class Work:
     loss_fn: str
     loss_fn_config: dict[str, float | str]
     forward_only: bool = False
+    teachers: tuple[Teacher, ...] = ()
+    averages: tuple[tuple[float, int], ...] = ()
+    """Averages of the run's weights that it is taught by: rate, and steps between."""
 
 
 @dataclass
@@ -45,6 +51,8 @@ class Outcome:
     """One float32 array per datum, shaped like its targets; or why there is none."""
 
     logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    more: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
+    """Further arrays of the same shapes, by name."""
     metrics: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
@@ -59,8 +67,9 @@ class _Request:
         config: Any,
         max_tokens: int,
         memory_tokens: int,
+        plan: LessonPlan | None = None,
     ) -> None:
-        self.work, self.config = work, config
+        self.work, self.config, self.plan = work, config, plan
         self.gradient = None if work.forward_only else Gradient(work.run.adapter)
         self.error: str | None = None
         self.alone = self.checkpoint = False
@@ -84,6 +93,7 @@ class _Request:
     def _begin(self) -> None:
         self.batches = cut(self._groups, self._sizes, self.max_tokens)
         self.logprobs: dict[int, npt.NDArray[np.float32]] = {}
+        self.more: dict[str, dict[int, npt.NDArray[np.float32]]] = {}
         self.sum = 0.0
         self.drift = Drift()
         self.own_metrics: dict[str, float] = {}
@@ -127,6 +137,8 @@ class _Request:
             row_P = self.gradient.finish()
             if torch.isfinite(row_P.norm()):
                 self.work.run.add_gradient(row_P)
+                for rate, every in self.work.averages:
+                    self.work.run.keep_average(rate, every)
             else:
                 self.error = "data: the gradient is not finite; nothing of it was kept."
         if self.error is not None:
@@ -136,7 +148,9 @@ class _Request:
             metrics["sampler_kl:mean"] = self.drift.total / self.drift.count
         for key, value in self.own_metrics.items():
             metrics[key] = value / len(self._sizes) if key.endswith(":mean") else value
-        return Outcome([self.logprobs[index] for index in range(len(self._sizes))], metrics)
+        indices = range(len(self._sizes))
+        more = {name: [found[index] for index in indices] for name, found in self.more.items()}
+        return Outcome([self.logprobs[index] for index in indices], more, metrics)
 
 
 Settled = tuple[Work, Outcome]
@@ -162,8 +176,11 @@ class Trainer:
     def busy(self) -> bool:
         return bool(self._requests)
 
-    def add(self, work: Work) -> None:
-        """What cannot be run is refused when its turn to be settled comes."""
+    def add(self, work: Work, *, first: bool = False) -> None:
+        """What cannot be run is refused when its turn to be settled comes.
+
+        `first`: its first pass is the next one.
+        """
         try:
             config = losses.configure(work.loss_fn, work.loss_fn_config)
             losses.validate(
@@ -171,13 +188,15 @@ class Trainer:
             )
             if isinstance(config, Program):
                 custom_loss.check(work.data, config)
+            lessons = plan(work.data, work.loss_fn, config, self._model, work.teachers)
         except InvalidInput as error:
             self.refuse(work, str(error))
             return
         groups = group_by_beginning([datum.tokens for datum in work.data], share=self._share)
-        one = _Request(work, groups, config, self._max_tokens, self._model.memory_tokens)
+        room = self._max_tokens, self._model.memory_tokens
+        one = _Request(work, groups, config, *room, lessons)
         self._requests.append(one)
-        self._turns.append(one)
+        self._turns.insert(0 if first else len(self._turns), one)
 
     def refuse(self, work: Work, sentence: str) -> None:
         """Settle it with this error, behind the earlier requests of its run."""
@@ -201,7 +220,7 @@ class Trainer:
             return self._settle()
         try:
             with torch.set_grad_enabled(not chosen[0].work.forward_only):
-                _pass(self._model, chosen)
+                _pass(self._model, chosen, self._max_tokens)
         except RuntimeError as error:  # torch.OutOfMemoryError is one, and the CPU has only this
             if not is_out_of_memory(error):
                 raise
@@ -257,30 +276,39 @@ def forward_backward(
     return [outcomes[id(work)] for work in works]
 
 
-def _pass(model: BaseModel, requests: Sequence[_Request]) -> None:
+def _pass(model: BaseModel, requests: Sequence[_Request], max_tokens: int) -> None:
     batches, segments, rows = [], [], 0
     for one in requests:
         batch = MicroBatch(one.work.data, one.batches[0], rows)
         batches.append(batch)
         segments += batch.segments(one.work.run.adapter, one.gradient)
         rows += batch.num_rows
+    lessons = [
+        one.plan.lesson(batch, model.device) if one.plan else None
+        for one, batch in zip(requests, batches, strict=True)
+    ]
+    consult([lesson.taught for lesson in lessons if lesson], max_tokens)
     checkpoint = any(one.needs_checkpoint for one in requests)
     hidden_NH = model.hidden(model.new_pass(segments, checkpoint=checkpoint))
-    asked = [_ask(model, hidden_NH, *pair) for pair in zip(requests, batches, strict=True)]
+    asked = [
+        _ask(model, hidden_NH, *three) for three in zip(requests, batches, lessons, strict=True)
+    ]
     found, back_NH = score(model, hidden_NH, asked)
     if back_NH is not None and hidden_NH.requires_grad:
         hidden_NH.backward(back_NH)
-    for one, batch, logprobs_P in zip(requests, batches, found, strict=True):
-        _note(one, batch, logprobs_P)
+    for one, batch, lesson, logprobs_P in zip(requests, batches, lessons, found, strict=True):
+        _note(one, batch, lesson, logprobs_P)
 
 
-def _ask(model: BaseModel, hidden_NH: Tensor, one: _Request, batch: MicroBatch) -> Asked:
+def _ask(
+    model: BaseModel, hidden_NH: Tensor, one: _Request, batch: MicroBatch, lesson: Lesson | None
+) -> Asked:
     adapter, gradient = one.work.run.adapter, one.gradient
-    plain = Asked(batch.pairs(one.loss), adapter, gradient)
+    plain = Asked(batch.pairs(one.loss), adapter, gradient, whole_rows=lesson)
     if gradient is None:
         return plain
     if not one.loss.whole_datum:
-        return Asked(plain.pairs, adapter, gradient, batch.weigh(one.loss, one.config))
+        return replace(plain, weigh=batch.weigh(one.loss, one.config))
     with torch.no_grad():
         [logprobs_P], _ = score(model, hidden_NH, [plain])
     try:
@@ -291,7 +319,7 @@ def _ask(model: BaseModel, hidden_NH: Tensor, one: _Request, batch: MicroBatch) 
     return Asked(plain.pairs, adapter, gradient, lambda _, some: whole_P[some])
 
 
-def _note(one: _Request, batch: MicroBatch, logprobs_P: Tensor) -> None:
+def _note(one: _Request, batch: MicroBatch, lesson: Lesson | None, logprobs_P: Tensor) -> None:
     """Record a micro-batch; numbers that are not finite fail the request."""
     if one.error is not None:
         return
@@ -301,6 +329,8 @@ def _note(one: _Request, batch: MicroBatch, logprobs_P: Tensor) -> None:
             loss, metrics = batch.report(logprobs_P, one.config)
         else:
             loss = batch.loss(logprobs_P, one.loss, one.config)
+        if lesson is not None:
+            loss, metrics = loss + lesson.loss(), lesson.metrics()
     except InvalidInput as error:
         one.error = str(error)
         return
@@ -313,5 +343,7 @@ def _note(one: _Request, batch: MicroBatch, logprobs_P: Tensor) -> None:
     one.sum += float(loss)
     one.drift += batch.drift(logprobs_P, one.loss)
     one.logprobs |= batch.by_datum(logprobs_P)
+    for name, found_P in lesson.fields().items() if lesson else ():
+        one.more.setdefault(name, {}).update(batch.by_datum(found_P))
     for key, value in metrics.items():
         one.own_metrics[key] = one.own_metrics.get(key, 0.0) + value

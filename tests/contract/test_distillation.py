@@ -1,0 +1,164 @@
+"""Distillation losses through HTTP with the official SDK: teachers, outputs, and what is refused."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tinker
+import torch
+from tinker import types
+
+from tests.contract.conftest import BASE_MODEL, SECOND_MODEL, VOCAB, Service
+
+PROMPT = 5
+TOKENS = [[5, 9, 14, 3, 22, 41, 8, 17], [7, 31, 12, 60, 2, 2, 90], [4, 8, 15, 16, 23, 42, 11, 3, 9]]
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[tinker.ServiceClient]:
+    os.environ["TINKER_TELEMETRY"] = "0"
+    with tinker.ServiceClient(base_url=service.url, api_key=service.api_key) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def other(service: Service) -> Iterator[tinker.ServiceClient]:
+    with tinker.ServiceClient(base_url=service.url, api_key=service.other_key) as client:
+        yield client
+
+
+def data(**more: Any) -> list[types.Datum]:
+    return [datum(tokens, **more) for tokens in TOKENS]
+
+
+def datum(tokens: list[int], **more: Any) -> types.Datum:
+    weights = np.ones(len(tokens) - 1, np.float32)
+    weights[: PROMPT - 1] = 0
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={"target_tokens": tokens[1:], "weights": weights} | more,  # type: ignore[arg-type]
+    )
+
+
+def new_run(client: tinker.ServiceClient, seed: int = 4, steps: int = 0) -> tinker.TrainingClient:
+    """After some steps on its own, so that it is not its base model any more."""
+    run = client.create_lora_training_client(BASE_MODEL, rank=4, seed=seed).result(60)
+    for _ in range(steps):
+        run.forward_backward(data(), "cross_entropy").result(60)
+        run.optim_step(types.AdamParams(learning_rate=1e-2)).result(60)
+    return run
+
+
+def logits(run: tinker.TrainingClient, tokens: list[int]) -> np.ndarray[Any, Any]:
+    """log p of every token after every row, from cross_entropy's [N, K] targets."""
+    count = len(tokens) - 1
+    every = np.tile(np.arange(VOCAB, dtype=np.int64), (count, 1))
+    one = types.Datum(
+        model_input=types.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={  # type: ignore[arg-type]
+            "target_tokens": every,
+            "weights": np.zeros((count, VOCAB), np.float32),
+        },
+    )
+    output = run.forward([one], "cross_entropy").result(60).loss_fn_outputs[0]
+    return np.array(output["logprobs"].tolist()).reshape(count, VOCAB)
+
+
+def divergence(lp: Any, lq: Any, beta: float) -> Any:
+    """By the definition, in float64."""
+    lp, lq = torch.tensor(lp).double(), torch.tensor(lq).double()
+    if beta in (0, 1):
+        one, two = (lq, lp) if beta == 0 else (lp, lq)
+        return (one.exp() * (one - two)).sum(-1)
+    lm = torch.logaddexp(lp + np.log1p(-beta), lq + np.log(beta))
+    return beta * (lq.exp() * (lq - lm)).sum(-1) + (1 - beta) * (lp.exp() * (lp - lm)).sum(-1)
+
+
+@pytest.mark.parametrize("kind", ["base", "other base", "checkpoint", "sampler checkpoint"])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_the_divergence_from_a_teacher_is_the_definition(
+    client: tinker.ServiceClient, kind: str, beta: float
+) -> None:
+    run = new_run(client, steps=1)
+    if kind == "base":
+        teacher, same = "base", client.create_lora_training_client(BASE_MODEL, rank=4).result(60)
+    elif kind == "other base":
+        teacher = SECOND_MODEL
+        same = client.create_lora_training_client(SECOND_MODEL, rank=4).result(60)
+    else:
+        same = new_run(client, seed=9, steps=2)
+        save = same.save_state if kind == "checkpoint" else same.save_weights_for_sampler
+        teacher = save("teacher").result(60).path
+    config: Any = {"teacher": teacher, "beta": beta, "return": "divergence,teacher_logprobs"}
+    result = run.forward_backward(data(), "x_distill_jsd", config).result(60)
+    total = 0.0
+    for tokens, output in zip(TOKENS, result.loss_fn_outputs, strict=True):
+        lp, lq = logits(run, tokens), logits(same, tokens)
+        expected = divergence(lp, lq, beta).numpy()
+        expected[: PROMPT - 1] = 0
+        np.testing.assert_allclose(output["divergence"].tolist(), expected, atol=1e-5)
+        theirs = lq[np.arange(len(tokens) - 1), tokens[1:]]
+        found = np.array(output["teacher_logprobs"].tolist())
+        np.testing.assert_allclose(found[PROMPT - 1 :], theirs[PROMPT - 1 :], atol=1e-5)
+        total += expected.sum()
+    assert result.metrics["loss:sum"] == pytest.approx(total, abs=1e-4)
+    assert result.metrics["distill/tokens:sum"] == sum(len(one) - PROMPT for one in TOKENS)
+    assert run.optim_step(types.AdamParams(learning_rate=0.0)).result(60).metrics["grad_norm"] > 0
+
+
+def test_training_brings_the_student_to_its_teacher(client: tinker.ServiceClient) -> None:
+    teacher = new_run(client, seed=9, steps=6).save_state("good").result(60).path
+    run, found = new_run(client), []
+    config: Any = {"teacher": teacher}
+    for _ in range(20):
+        result = run.forward_backward(data(), "x_distill_jsd", config).result(60)
+        run.optim_step(types.AdamParams(learning_rate=1e-2)).result(60)
+        found.append(result.metrics["distill/divergence:sum"])
+    assert found[-1] < 0.25 * found[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, "teacher"),
+        ({"teacher": "no/such"}, "not held"),
+        ({"teacher": "base", "betta": 0.5}, "betta"),
+        ({"teacher": "base", "beta": 1.5}, "from 0 to 1"),
+        ({"teacher": "base", "temperature": 0.0}, "temperature"),
+        ({"teacher": "base", "top_k": 1.0, "tail": 0.0}, "teaches nothing"),
+        ({"teacher": "base|self"}, "teacher_index"),
+        ({"teacher": "ema:2"}, "ema"),
+        ({"teacher": "base", "return": "everything"}, "return"),
+        ({"teacher": "base", "resolved_teachers": "[]", "beta": 2.0}, "from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(
+    client: tinker.ServiceClient, config: Any, said: str
+) -> None:
+    run = new_run(client)
+    with pytest.raises(tinker.RequestFailedError, match=said):
+        run.forward_backward(data(), "x_distill_jsd", config or {"beta": 0.5}).result(60)
+    # Its place in the order was taken all the same.
+    run.forward_backward(data(), "x_distill_jsd", {"teacher": "base"}).result(60)
+
+
+def test_another_tenants_checkpoint_is_as_absent_as_none(
+    client: tinker.ServiceClient, other: tinker.ServiceClient
+) -> None:
+    theirs = new_run(other).save_state("secret").result(60).path
+    run = new_run(client)
+    said = []
+    for path in (theirs, theirs.replace("secret", "nothing")):
+        with pytest.raises(tinker.RequestFailedError, match="there is no checkpoint") as raised:
+            run.forward_backward(data(), "x_distill_jsd", {"teacher": path}).result(60)
+        said.append(str(raised.value).replace(path, ""))
+    assert "tinker://" not in said[0]
+
+
+def test_the_losses_can_be_asked_for(service: Service) -> None:
+    with service.http() as http:
+        told = http.get("/extensions").json()
+    assert told["losses"]["x_distill_jsd"] == 1
+    assert told["teachers"] == [BASE_MODEL, SECOND_MODEL]
