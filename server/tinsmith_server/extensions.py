@@ -53,6 +53,21 @@ EXTENSIONS = [
         endpoints=["every endpoint"],
     ),
     Extension(
+        name="files",
+        description="Every file of a checkpoint over signed links.",
+        endpoints=["GET /api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/files"],
+    ),
+    Extension(
+        name="exports",
+        description="A checkpoint merged into its base model, in transformers' layout.",
+        endpoints=["POST /api/v1/exports", "GET /api/v1/jobs/{job_id}/files"],
+    ),
+    Extension(
+        name="imports",
+        description="A PEFT adapter from outside as a checkpoint to train on from.",
+        endpoints=["POST /api/v1/imports"],
+    ),
+    Extension(
         name="distillation",
         description="Losses against a teacher that the service runs: nothing of it crosses the wire.",
         endpoints=["POST /api/v1/forward_backward", "POST /api/v1/forward"],
