@@ -31,7 +31,7 @@ def spread(poll_seconds: float) -> float:
 async def retrieve_future(request: Request, user: User, service: Served) -> Response:
     """The result in the form that Accept names; 408 while it is pending."""
     body = await read(request, FutureRef)
-    future = await service.bus.future(body.request_id)
+    future = await service.bus.future(body.request_id, user.organization_id)
     if future is None or not await _in_reach(service, user, body.request_id, future):
         raise Gone(
             f"request_id: {body.request_id[:160]!r} is unknown; its result may have expired."

@@ -66,6 +66,7 @@ async def finish(session_id: str, request: Request, user: User, service: Served)
             row.finished_at, row.finish_reason = now(), body.reason.type
             row.finish_detail = body.detail and body.detail[:500]
     await service.owners.finished(session_id)
+    await service.liveness.end(session_id)
     return answer({})
 
 
