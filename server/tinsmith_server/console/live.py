@@ -22,9 +22,7 @@ Piece = Callable[[], Awaitable[tuple[str, object]]]
 """The HTML as of now, and a sign that differs when there is something new to draw."""
 
 
-async def stream(
-    request: Request, service: Service, member: SignedIn, piece: Piece
-) -> Response:
+async def stream(request: Request, service: Service, member: SignedIn, piece: Piece) -> Response:
     """Whoever does not ask for a stream gets the piece as it is now."""
     if "text/event-stream" not in request.headers.get("accept", ""):
         html, _ = await piece()
