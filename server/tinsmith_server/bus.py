@@ -317,6 +317,13 @@ class Bus:
     async def finish(self, session_id: str) -> None:
         await self.redis.xadd(keys.CTL, {"finish": session_id}, maxlen=10_000)
 
+    async def change_limits(self, organization_id: str) -> None:
+        await self.redis.xadd(keys.CTL, {"limits": organization_id}, maxlen=10_000)
+
+    def changed_limits(self) -> AsyncIterator[str]:
+        """Ids of organizations, as their limits are changed anywhere."""
+        return self._noticed("limits")
+
     def finished(self) -> AsyncIterator[str]:
         """Ids of sessions, as they are finished anywhere."""
         return self._noticed("finish")
