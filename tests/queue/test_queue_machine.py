@@ -93,9 +93,11 @@ class QueueMachine(RuleBasedStateMachine):
         if seqs:
             self._await(self.bus.submit("org", BASE, _job(run, seqs[pick % len(seqs)])))
 
-    @rule(run=st.sampled_from(RUNS), pick=st.integers(0, 50))
-    def cancel(self, run: str, pick: int) -> None:
+    @rule(run=st.sampled_from(RUNS), pick=st.integers(0, 50), in_work=st.booleans())
+    def cancel(self, run: str, pick: int, in_work: bool) -> None:
         """An op without a result, and all behind it; the numbers between that never came go along."""
+        for worker in self.workers if in_work else ():
+            self._take(worker, 3)
         seqs = sorted(self._waiting(run))
         if not seqs:
             return
