@@ -167,7 +167,8 @@ class Bus:
             pipe.pexpire(keys.future(request_id), RESULT_TTL_MS)
             await pipe.execute()
 
-    async def cancel(self, request_id: str) -> None:
+    async def cancel(self, request_id: str) -> bool:
+        """Whether it was a sample that had no result yet."""
         """A sample alone; an op of a run with all that was queued behind it, which builds on it."""
         result = failure("The request was cancelled by the client.")
         if await self._cancel(keys=[], args=[request_id, result.data, RESULT_TTL_MS]):

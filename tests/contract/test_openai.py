@@ -60,7 +60,7 @@ def test_a_checkpoint_is_listed_to_its_owner_alone(service: Service, checkpoint:
     with pytest.raises(openai.NotFoundError) as refused:
         other.completions.create(model=checkpoint, prompt=PROMPT)
     assert refused.value.param == "model"
-    assert refused.value.code == "not_found"
+    assert refused.value.code == "model_not_found"
 
 
 def test_a_completion_streams_what_it_says_whole(ai: OpenAI) -> None:

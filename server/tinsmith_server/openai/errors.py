@@ -62,8 +62,11 @@ async def describe(request: Request, error: Exception) -> tuple[int, ErrorBody]:
     if status == 422:
         status = 400  # what OpenAI answers to a body that does not parse
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    param = _param(message)
     code = "context_length_exceeded" if _TOO_LONG in message else _CODES.get(status)
-    return status, ErrorBody(message=message, type=kind, param=_param(message), code=code)
+    if status == 404 and param == "model":
+        code = "model_not_found"
+    return status, ErrorBody(message=message, type=kind, param=param, code=code)
 
 
 def encode(body: ErrorBody) -> bytes:
