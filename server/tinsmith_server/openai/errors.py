@@ -17,7 +17,12 @@ from tinsmith.protocol.errors import TinsmithError
 from tinsmith_server.openai.generation import Failed
 from tinsmith_server.wire import render_error
 
-_TYPES = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+}
 _CODES = {401: "invalid_api_key", 404: "not_found"}
 _FIELD = re.compile(r"([a-z_]+(?:\[\d+\])*(?:\.[a-z_]+)*): ")
 _PLACE = re.compile(r"at `\$\.([a-z_]+)|field `([a-z_]+)`")
