@@ -102,6 +102,7 @@ class Generation:
         session = await self._service.openai_sessions.get(self._user)
         self._line = f"{session.id}:openai:{uuid.uuid4().hex}"
         self._request_ids = [f"{self._line}:{index}" for index in range(len(self._prompts))]
+        await self._service.allowances.check_month(self._user, session.project_id)
         bounds = await self._service.bounds(self._user, session.project_id, self._line)
         try:
             for index in range(len(self._prompts)):
