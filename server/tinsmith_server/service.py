@@ -113,15 +113,21 @@ class Service:
     async def close(self) -> None:
         await asyncio.gather(*self._loose, return_exceptions=True)
         await self.feed.close()
-        for chore in self._chores:
-            chore.cancel()
-        await asyncio.gather(*self._chores, return_exceptions=True)
+        await _end(self._chores)
         await self.jobs.close()
         await self.limits.close()
         await self.owners.close()
         await self.keys.close()
         await self.bus.close()
         await self.db.close()
+
+
+async def _end(chores: list[asyncio.Task[None]]) -> None:
+    """Asked again until it is over: a cancelled read of Redis can end as a time-out, which a chore outlives."""
+    while running := [chore for chore in chores if not chore.done()]:
+        for chore in running:
+            chore.cancel()
+        await asyncio.wait(running, timeout=0.1)
 
 
 async def _service(request: Request) -> Service:
