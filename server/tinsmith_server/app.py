@@ -12,10 +12,11 @@ from tinsmith_server import client_config, extensions
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
 from tinsmith_server.background import routes as background
-from tinsmith_server.checkpoints import copying, saving
+from tinsmith_server.checkpoints import copying, imports, saving
 from tinsmith_server.checkpoints import routes as checkpoints
-from tinsmith_server.console import entrance
+from tinsmith_server.console.rooms import ROOMS as CONSOLE
 from tinsmith_server.direct import EXPECTED, Direct, Endpoint
+from tinsmith_server.downloads import exports
 from tinsmith_server.downloads import routes as downloads
 from tinsmith_server.futures import routes as futures
 from tinsmith_server.logs import configure_logs
@@ -51,7 +52,9 @@ _ROOMS = (
     joining,
     saving,
     copying,
+    imports,
     downloads,
+    exports,
     background,
     traces,
     extensions,
@@ -97,7 +100,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(openai.endpoint, prefix=prefix)
         app.include_router(openai_tokenizers.endpoint, prefix=prefix)
     app.include_router(client_config.health)
-    app.include_router(entrance.router)
+    for pages in CONSOLE:
+        app.include_router(pages.router)
     app.add_middleware(Direct, endpoints=DIRECT)
     return app
 

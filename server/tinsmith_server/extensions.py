@@ -48,9 +48,36 @@ EXTENSIONS = [
         ],
     ),
     Extension(
+        name="openai",
+        description="OpenAI's API on base models and checkpoints; also below /oai/api and /m/{model}.",
+        endpoints=[
+            "GET /v1/models",
+            "POST /v1/completions",
+            "POST /v1/chat/completions",
+            "GET /tokenizer_info",
+            "POST /tokenize",
+            "POST /detokenize",
+        ],
+    ),
+    Extension(
         name="bearer_keys",
         description="A key or token may also come as `Authorization: Bearer`.",
         endpoints=["every endpoint"],
+    ),
+    Extension(
+        name="files",
+        description="Every file of a checkpoint over signed links.",
+        endpoints=["GET /api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/files"],
+    ),
+    Extension(
+        name="exports",
+        description="A checkpoint merged into its base model, in transformers' layout.",
+        endpoints=["POST /api/v1/exports", "GET /api/v1/jobs/{job_id}/files"],
+    ),
+    Extension(
+        name="imports",
+        description="A PEFT adapter from outside as a checkpoint to train on from.",
+        endpoints=["POST /api/v1/imports"],
     ),
     Extension(
         name="distillation",

@@ -1,9 +1,12 @@
 """The API process's end of the object store: it reads, copies and deletes whole folders."""
 
+import asyncio
+import hashlib
 import json
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import SupportsBytes
+from typing import Any, BinaryIO, SupportsBytes
 from urllib.parse import urlparse
 
 import obstore
@@ -53,12 +56,46 @@ class Storage:
         for path in sorted(found, key=lambda path: not path.endswith(MANIFEST)):
             await obstore.delete_async(self._store, path)
 
+    async def write_folder(self, prefix: str, files: Mapping[str, BinaryIO]) -> int:
+        """Read from where each file stands to its end; the manifest last. Answers the size."""
+        entries: dict[str, dict[str, Any]] = {}
+        for name, file in files.items():
+            sha256, size = await asyncio.to_thread(_digest, file)
+            await obstore.put_async(self._store, f"{prefix}/{name}", file)
+            entries[name] = {"sha256": sha256, "size_bytes": size}
+        manifest = json.dumps({"files": entries}).encode()
+        await obstore.put_async(self._store, f"{prefix}/{MANIFEST}", manifest)
+        return sum(entry["size_bytes"] for entry in entries.values())
+
+    async def delete_folders_before(self, parent: str, instant: datetime) -> None:
+        """Those under `parent` in which nothing was written since."""
+        newest: dict[str, datetime] = {}
+        async for batch in obstore.list(self._store, prefix=parent):
+            for entry in batch:
+                folder = "/".join(entry["path"].split("/")[:2])
+                newest[folder] = max(
+                    newest.get(folder, entry["last_modified"]), entry["last_modified"]
+                )
+        for folder, written in newest.items():
+            if written < instant:
+                await self.delete_folder(folder)
+
     async def _read(self, path: str) -> bytes:
         try:
             answer = await obstore.get_async(self._store, path)
         except FileNotFoundError:
             raise NotFound("These files are not in the store.") from None
         return bytes(await answer.bytes_async())
+
+
+def _digest(file: BinaryIO) -> tuple[str, int]:
+    """Leaves the file where it stood."""
+    start, sha256 = file.tell(), hashlib.sha256()
+    while piece := file.read(1 << 20):
+        sha256.update(piece)
+    size = file.tell() - start
+    file.seek(start)
+    return sha256.hexdigest(), size
 
 
 async def _as_bytes(stream: AsyncIterable[SupportsBytes]) -> AsyncIterator[bytes]:

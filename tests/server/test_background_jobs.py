@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
-from tinsmith.protocol.errors import NotFound
+from tinsmith.protocol.errors import NotFound, TooMany
 from tinsmith_server.background.jobs import QUEUE, BackgroundJobs
 from tinsmith_server.background.process import report
 
@@ -17,14 +17,14 @@ from tests.conftest import running_valkey
 HERE = "tests.server.test_background_jobs"
 
 
-def halve(number: int) -> dict[str, object]:
+def halve(job_id: str, number: int) -> dict[str, object]:
     report(0.5, "halving")
     if number % 2:
         return {"error": f"number: {number} is odd."}
     return {"result": {"half": number // 2}}
 
 
-def breaks() -> None:
+def breaks(job_id: str) -> None:
     raise RuntimeError("something nobody foresaw, with a secret in it")
 
 
@@ -61,6 +61,21 @@ def test_a_job_tells_its_own_organization_how_it_went(redis_url: str) -> None:
         for organization, job_id in (("org-b", told.job_id), ("org-a", "no"), ("org-a", "")):
             with pytest.raises(NotFound):
                 await jobs.look(organization, job_id)
+        await jobs.close()
+
+    asyncio.run(flow())
+
+
+def test_an_organization_has_so_many_jobs_at_a_time(redis_url: str) -> None:
+    async def flow() -> None:
+        jobs = BackgroundJobs(redis_url)
+        for _ in range(8):
+            await jobs.enqueue(f"{HERE}.halve", "org-a", "halving", number=6)
+        with pytest.raises(TooMany, match="8 of yours"):
+            await jobs.enqueue(f"{HERE}.halve", "org-a", "halving", number=6)
+        await jobs.enqueue(f"{HERE}.halve", "org-b", "halving", number=6)
+        work_off(redis_url)
+        await jobs.enqueue(f"{HERE}.halve", "org-a", "halving", number=6)
         await jobs.close()
 
     asyncio.run(flow())

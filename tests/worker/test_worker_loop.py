@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from redis.exceptions import ConnectionError as RedisAway
 from tinsmith.protocol import keys, tensors
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.bodies import AdamParams, SamplingParams
@@ -169,6 +170,20 @@ class House:
             worker.turn()
         raise AssertionError(f"no result after 200 turns: {requests}")
 
+    def lose_answer(self, worker: Worker, command: str) -> None:
+        """Redis does as the worker says once more, and the worker does not hear of it."""
+        queue = worker._queue
+        real = getattr(queue, command)
+
+        def deaf(*given: object, **named: object) -> object:
+            setattr(queue, command, real)
+            real(*given, **named)
+            raise RedisAway("the answer was lost")
+
+        setattr(queue, command, deaf)
+        while getattr(queue, command) is deaf:
+            worker.patient_turn()
+
     def adopt(self, heir: Worker, name: str = "a") -> None:
         """As if `name` had lost its lease, without its knowing."""
         heir._queue.redis.delete(keys.lease(name))
@@ -243,6 +258,77 @@ def state_row(worker: Worker, run: str) -> torch.Tensor:
     return state.adapter.row.clone()
 
 
+# A Redis that comes and goes
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_AWAY_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("command", ["take", "done", "news", "notices"])
+def test_what_redis_did_without_our_hearing_of_it_is_done_once(house: House, command: str) -> None:
+    worker = house.worker()
+    house.create("twin", "r")
+    for seq in (1, 2, 4, 5):
+        house.learn("twin", seq, 50, seq)
+    house.step("twin", 3)
+    house.until(worker, "twin:5", "r:0")
+    expected = state_row(worker, "twin")
+
+    for seq in (1, 2, 4, 5):
+        house.learn("r", seq, 50, seq)
+    house.step("r", 3)
+    house.lose_answer(worker, command)
+    results = house.until(worker, *(f"r:{seq}" for seq in range(1, 6)))
+    assert not any(one.failed for one in results)
+    assert torch.equal(state_row(worker, "r"), expected)
+    assert len(house.log("r")) == 6
+
+
+@pytest.mark.usefixtures("hasty")
+def test_samples_that_were_handed_to_us_without_our_hearing_of_it(house: House) -> None:
+    worker = house.worker()
+    [expected] = house.until(worker, house.sample("s:0"))
+    house.sample("s:1")
+    house.lose_answer(worker, "take_samples")
+    [again] = house.until(worker, "s:1")
+    assert tokens_of(again) == tokens_of(expected)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_redis_that_went_back_gets_what_it_forgot_once_more(house: House) -> None:
+    """Its file was behind by a step. The state here is ahead of it, and must not step twice."""
+    worker = house.worker()
+    house.create("r")
+    house.learn("r", 1, 20)
+    house.until(worker, "r:1")
+    redis = worker._queue.redis
+    before = {name: redis.dump(name) for name in redis.keys("*")}
+    house.step("r", 2)
+    house.until(worker, "r:2")
+    expected = state_row(worker, "r")
+    redis.flushall()
+    for name, value in before.items():
+        redis.restore(name, 0, value)
+    redis.set(keys.lease("a"), b"1", px=60_000)
+    worker._out_of_touch = True
+    house.step("r", 2)  # the client asks again under the same number
+    house.until(worker, "r:2")
+    assert torch.equal(state_row(worker, "r"), expected)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_worker_taken_for_dead_is_given_new_runs_once_it_wakes(house: House) -> None:
+    zombie, heir = house.worker("a"), house.worker("b")
+    house.adopt(heir)
+    heir._queue.redis.set(keys.lease("a"), b"1", px=60_000)
+    assert heir._queue.redis.zscore(keys.workers("tiny"), "a") is None
+    zombie.turn()
+    assert heir._queue.redis.zscore(keys.workers("tiny"), "a") is not None
+
+
 # Order
 
 
@@ -280,7 +366,7 @@ def test_a_failed_op_is_answered_in_its_turn_and_those_behind_it_run(house: Hous
     assert loss_of(first) == loss_of(last)
     assert not step.failed
     assert worker._scheduler.lines == {}
-    assert (worker._scheduler._tokens, worker._scheduler._requests) == (0, 0)
+    assert (worker._scheduler._tokens, worker._scheduler._in_work.total()) == (0, 0)
 
 
 def test_what_take_left_behind_is_taken_without_waiting_for_a_bell(
@@ -324,7 +410,7 @@ def test_a_run_that_moves_in_the_middle_of_a_pass(house: House, many: int) -> No
     zombie.turn()
     assert zombie._training == {}
     assert zombie._scheduler.lines == {}
-    assert (zombie._scheduler._tokens, zombie._scheduler._requests) == (0, 0)
+    assert (zombie._scheduler._tokens, zombie._scheduler._in_work.total()) == (0, 0)
     results = house.until(heir, *(f"r:{seq}" for seq in range(1, many + 1)), "stays:1")
     assert not any(one.failed for one in results)
 
@@ -427,7 +513,7 @@ def test_several_ops_of_a_run_that_cannot_be_rebuilt_and_has_moved(
     monkeypatch.setattr(zombie._runs, "_rebuild", damaged)
     zombie._begin()
     assert zombie._scheduler.lines == {}
-    assert (zombie._scheduler._tokens, zombie._scheduler._requests) == (0, 0)
+    assert (zombie._scheduler._tokens, zombie._scheduler._in_work.total()) == (0, 0)
     assert not any(one.failed for one in house.until(heir, "r:1", "r:2", "r:3"))
 
 
@@ -533,6 +619,7 @@ def test_a_stop_with_a_write_that_will_not_succeed_leaves_the_save_to_the_heir(
     house.disk.full = 10**6
     house.until(leaving, house.save("r", 1, "unnamed"))
     leaving.drain()
+    leaving.leave()
     assert "r:1 save_weights_for_sampler" in house.log("r")
     house.disk.full = 0
     heir = house.worker("b")
@@ -550,6 +637,7 @@ def test_a_stop_with_an_open_write_takes_no_snapshot_that_would_hide_it(house: H
     house.until(leaving, house.save("r", 1, "unnamed"))
     leaving._saver.close()
     leaving.drain()
+    leaving.leave()
     assert not house.disk.has_folder("unnamed")
     assert "r:1 save_weights_for_sampler" in house.log("r")
 
@@ -589,7 +677,10 @@ def test_a_snapshot_waits_for_the_step_that_uses_the_gradient(house: House) -> N
     assert "r:1 forward_backward" in house.log("r")
 
 
-def test_a_stop_in_the_middle_of_work_gives_it_to_the_heir(house: House) -> None:
+def test_a_stop_in_the_middle_of_long_work_gives_it_to_the_heir(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_DRAIN_SECONDS", 0.0)
     leaving = house.worker("a")
     house.create("r")
     house.learn("r", 1, 20)
@@ -599,6 +690,7 @@ def test_a_stop_in_the_middle_of_work_gives_it_to_the_heir(house: House) -> None
     leaving._intake()
     leaving._begin()
     leaving.drain()
+    leaving.leave()
     assert house.log("r") == []  # the snapshot covers it
     heir = house.worker("b")
     heir._news |= heir._queue.adopt_orphans(house.models)
@@ -677,21 +769,27 @@ def test_an_accident_in_a_step_fails_its_requests_and_not_the_worker(
     assert not fine.failed
 
 
-def test_a_store_out_of_reach_fails_the_sample_that_needs_it_and_not_the_worker(
+def test_a_store_out_of_reach_delays_the_sample_that_needs_it_and_no_other(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = house.worker()
+    house.create("r")
+    house.until(worker, house.save("r", 1, "kept", behind=False))
+    [expected] = house.until(worker, house.sample("before", "kept"))
+    worker._desks["tiny"].weights._held.clear()
 
     def unreachable(path: str) -> bytes:
         raise OSError("connection refused")
 
-    monkeypatch.setattr(house.disk, "_read", unreachable)
-    house.sample("x", "somewhere")
-    house.sample("y")
-    failed, fine = house.until(worker, "x", "y")
-    assert failed.failed
-    assert b"out of reach" in failed.data
-    assert not fine.failed
+    with monkeypatch.context() as cut:
+        cut.setattr(house.disk, "_read", unreachable)
+        house.sample("x", "kept")
+        [fine] = house.until(worker, house.sample("y"))
+        assert not fine.failed
+        assert house.result("x") is None
+        assert b"out of reach" in worker._queue.redis.get(keys.waits("x"))
+    [told] = house.until(worker, "x")
+    assert tokens_of(told) == tokens_of(expected)
 
 
 def test_what_was_computed_while_redis_was_away_is_told_when_it_is_back(

@@ -18,18 +18,21 @@ from tinsmith.protocol.jobs import Job, Kind, Result, failure
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.training import Work
 from tinsmith_worker.engine.values import InvalidInput
+from tinsmith_worker.fetcher import Fetcher, OnItsWay
 from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged
-from tinsmith_worker.queue import Fenced, Queue
+from tinsmith_worker.queue import Fenced, Queue, Taken
 from tinsmith_worker.runs import Resident, Runs
 from tinsmith_worker.samples import SamplingDesk
 from tinsmith_worker.saver import Saver
 from tinsmith_worker.scheduler import Scheduler
 from tinsmith_worker.settings import Settings
-from tinsmith_worker.store import Store
+from tinsmith_worker.store import OUT_OF_REACH, Store, StoreUnavailable
 from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
 _HOUSEKEEPING_SECONDS = 1.0
+_AWAY_SECONDS = 1.0
+_DRAIN_SECONDS = 10.0
 _PASSES_IN_WORK = 4
 """How many passes' tokens are in work at once: enough to fill each pass, and no more to wait behind."""
 
@@ -40,6 +43,11 @@ class Home:
 
     base_model: str
     epoch: int
+    taken: int = -1
+    """The last seq of it that TAKE has given."""
+
+
+_UNKNOWN = Home("", 0)
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,13 @@ class Worker:
         teachers: Teachers | None = None,
     ) -> None:
         self._settings, self._queue, self._models, self._desks = settings, queue, models, desks
-        self._saver = Saver(store, queue.ring)
+        self._saver, self._fetcher = Saver(store, queue.ring), Fetcher(store, queue.ring)
         weights = {name: desk.weights for name, desk in desks.items()}
         self._teachers = teachers or Teachers(store, models, weights)
         self._ops = Ops(
             store,
             self._saver,
+            self._fetcher,
             weights,
             settings.max_pass_tokens,
             queue.point_slot,
@@ -78,30 +87,39 @@ class Worker:
             queue,
             store,
             self._saver,
+            self._fetcher,
             models,
             self._ops,
             max_resident=settings.max_resident_runs,
             snapshot_steps=settings.snapshot_steps,
+            snapshot_seconds=settings.snapshot_seconds,
             snapshot_log_bytes=settings.snapshot_log_bytes,
             is_busy=self._scheduler.busy_with,
         )
         self._training: dict[int, _InWork] = {}
         """By the identity of its work."""
         self._saving: list[tuple[_InWork, Future[Result]]] = []
+        self._held: dict[str, list[Job]] = {}
+        """By run: what was begun and waits for a folder of the store."""
         self._homes: dict[str, Home] = {}
         self._news: set[str] = set()
         self._gaps: dict[str, float] = {}
         self._housekept = 0.0
+        self._out_of_touch = False
         self.stopping = False
 
     def run_forever(self) -> None:
         """Until `stopping` is set; Redis may come and go meanwhile."""
         while not self.stopping:
-            try:
-                self.turn()
-            except RedisError as error:
-                _log.warning("redis_unreachable", error=type(error).__name__)
-                time.sleep(1.0)
+            self.patient_turn()
+
+    def patient_turn(self) -> None:
+        try:
+            self.turn()
+        except RedisError as error:
+            _log.warning("redis_unreachable", error=type(error).__name__)
+            self._out_of_touch = True
+            time.sleep(_AWAY_SECONDS)
 
     def stop(self) -> None:
         """May be called at any moment, from a signal's handler."""
@@ -109,6 +127,8 @@ class Worker:
         self._queue.patient = False
 
     def turn(self) -> None:
+        if self._out_of_touch:
+            self._retake()
         self._intake()
         self._begin()
         trained = self._train()
@@ -116,11 +136,37 @@ class Worker:
         self._finish_saves()
 
     def drain(self) -> None:
-        """A planned stop: what is claimed is given back, what is done is snapshot."""
-        self._saver.close()
+        """A planned stop, first half: what is in work is finished, what is done is snapshot.
+
+        Our lease must outlast this, or others adopt the runs before their snapshots are recorded.
+        """
         try:
+            self._finish_work(time.monotonic() + _DRAIN_SECONDS)
+            self._saver.close()
             self._finish_saves()
             self._runs.snapshot_all()
+        except RedisError as error:  # whoever adopts the runs replays a little more
+            _log.warning("drained_halfway", error=type(error).__name__)
+        self._fetcher.close()
+
+    def _finish_work(self, deadline: float) -> None:
+        """Nothing new begins. What takes longer than there is time for, another worker begins again."""
+        while self._in_the_middle and time.monotonic() < deadline:
+            self._sample(self._train())
+            self._finish_saves()
+        for one in self._training.values():  # its gradient has not joined its run's
+            self._runs.given_up(one.job, one.resident)
+        self._training.clear()
+
+    @property
+    def _in_the_middle(self) -> bool:
+        return any(one.busy for one in self._trainers.values()) or any(
+            desk.ready for desk in self._desks.values()
+        )
+
+    def leave(self) -> None:
+        """A planned stop, second half: what is claimed is given back."""
+        try:
             self._queue.withdraw(self._models)
         except RedisError as error:  # whoever adopts the runs replays a little more
             _log.warning("left_without_goodbye", error=type(error).__name__)
@@ -129,7 +175,7 @@ class Worker:
 
     def _intake(self) -> None:
         self._take_samples()  # before waiting: their bell may have rung for others only
-        if self._computing or self._news:  # of which TAKE has left some
+        if self._computing or self._takeable:  # of which TAKE has left some
             self._news |= self._queue.news()
         else:
             self._news |= self._queue.wait(self._models, _HOUSEKEEPING_SECONDS)
@@ -141,60 +187,94 @@ class Worker:
         for desk in self._desks.values():
             desk.take()
 
-    def _cancel(self) -> None:
-        cancelled = self._queue.cancellations()
+    def _retake(self) -> None:
+        """What we told or asked last may have been lost, or done without our hearing of it."""
+        self._queue.announce_again()
+        retaken = {one.run_id: one for one in self._queue.retake()}
+        self._training.clear()
+        self._saving.clear()
+        self._held.clear()
+        self._scheduler.clear()
+        for trainer in self._trainers.values():
+            trainer.clear()
+        self._runs.retake(retaken)
+        self._homes = {
+            run_id: Home(home.base_model, retaken[run_id].epoch)
+            for run_id, home in self._homes.items()
+            if run_id in retaken
+        }
+        self._news |= retaken.keys()
         for desk in self._desks.values():
-            desk.cancel(cancelled)
+            desk.retake()
+        self._out_of_touch = False
+
+    def _heed_notices(self) -> None:
+        notices = self._queue.notices()
+        for desk in self._desks.values():
+            desk.cancel(notices.cancelled)
+        for run_id in notices.resting:
+            if not self._scheduler.busy_with(run_id):
+                self._runs.drop(run_id)
+        for run_id in notices.ended & self._homes.keys():
+            self._let_go(run_id)
 
     @property
     def _computing(self) -> bool:
-        return (
-            self._scheduler.can_begin
-            or any(one.busy for one in self._trainers.values())
-            or any(desk.ready for desk in self._desks.values())
-        )
+        return self._scheduler.can_begin or self._in_the_middle
 
     def _take(self) -> None:
-        if not self._news:
+        asked = self._takeable
+        if not asked:
             return
-        taken = self._queue.take(sorted(self._news), self._settings.max_pass_tokens)
-        self._news = {line.run_id for line in taken if line.status == "more"}
+        homes = {run_id: self._homes.get(run_id, _UNKNOWN) for run_id in sorted(asked)}
+        at = {run_id: (home.epoch, home.taken) for run_id, home in homes.items()}
+        taken = self._queue.take(at, self._settings.max_pass_tokens)
+        self._news -= asked
+        self._news |= {line.run_id for line in taken if line.status == "more"}
         for line in taken:
-            home = self._home(line.run_id, line.epoch)
+            self._settle_in(line)
             for job in line.jobs:
-                self._scheduler.add(job, home.base_model)
+                self._scheduler.add(job, line.base_model, line.organization)
             if line.status == "gap" and not line.jobs:
                 self._gaps.setdefault(line.run_id, time.monotonic())
-                self._close_gap_in_time(line.run_id, line.epoch)
+                self._close_gap_in_time(line)
             else:
                 self._gaps.pop(line.run_id, None)
 
-    def _home(self, run_id: str, epoch: int) -> Home:
+    @property
+    def _takeable(self) -> set[str]:
+        """Runs with news of which not enough waits here already."""
+        most = self._settings.max_pass_tokens
+        return {run_id for run_id in self._news if self._scheduler.has_room(run_id, most)}
+
+    def _settle_in(self, line: Taken) -> None:
         """Under a new epoch, what was claimed under an old one has been taken again."""
-        home = self._homes.get(run_id)
-        if home is None or home.epoch != epoch:
-            self._forget(run_id)
-            home = self._homes[run_id] = Home(self._queue.record(run_id).base_model, epoch)
-        return home
+        home = self._homes.get(line.run_id)
+        if home is None or home.epoch != line.epoch:
+            self._forget(line.run_id)
+        self._homes[line.run_id] = Home(line.base_model, line.epoch, line.last)
 
     def _housekeep(self) -> None:
-        self._cancel()
+        self._heed_notices()
         now = time.monotonic()
         if now - self._housekept < _HOUSEKEEPING_SECONDS:
             return
         self._housekept = now
+        self._queue.stay_announced()
         self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
         self._saver.try_again()
+        self._fetcher.try_again()
         self._runs.settle_snapshots()
+        self._runs.snapshot_old()
         self._teachers.dismiss_idle()
         for desk in self._desks.values():
             desk.rescue()
             desk.try_again()
 
-    def _close_gap_in_time(self, run_id: str, epoch: int) -> None:
-        if time.monotonic() - self._gaps[run_id] < self._settings.gap_seconds:
+    def _close_gap_in_time(self, line: Taken) -> None:
+        if time.monotonic() - self._gaps[line.run_id] < self._settings.gap_seconds:
             return
-        seq_id = self._queue.record(run_id).done + 1
+        seq_id = line.last + 1
         waited = f"{self._settings.gap_seconds:g} s"
         missing = failure(f"seq_id: request {seq_id} of this run did not arrive within {waited}.")
         behind = failure(
@@ -202,13 +282,14 @@ class Worker:
             "which waited behind it, was not run. Send both again under new numbers.",
             "server",
         )
-        self._queue.close_gap(run_id, epoch, missing, behind)
-        del self._gaps[run_id]
+        self._queue.close_gap(line.run_id, line.epoch, missing, behind)
+        del self._gaps[line.run_id]
 
     # Schedule and run
 
     def _begin(self) -> None:
         """Run what needs no pass, as long as there is any, and hand the rest to the trainers."""
+        self._resume()
         while jobs := self._scheduler.next_alone():
             ready = [one for job in jobs if (one := self._in_work(job))]
             self._step([one for one in ready if one.job.kind is Kind.OPTIM_STEP])
@@ -219,17 +300,54 @@ class Worker:
             if one := self._in_work(job):
                 self._enter(one)
 
+    def _resume(self) -> None:
+        """What waited for the store, in the order it was begun."""
+        for run_id in [one for one in self._held if self._fetcher.news_for(one)]:
+            for job in self._held.pop(run_id, ()):
+                if one := self._in_work(job):
+                    self._start(one)
+
+    def _start(self, one: _InWork) -> None:
+        if one.job.kind is Kind.OPTIM_STEP:
+            self._step([one])
+        elif one.job.kind.needs_pass:
+            self._enter(one)
+        else:
+            self._run_alone(one)
+
+    def _hold(self, job: Job) -> None:
+        """It waits for the store, and its run with it, and may say so."""
+        self._held.setdefault(job.run_id, []).append(job)
+        if self._fetcher.out_of_reach(job.run_id):
+            self._queue.say_why(job.run_id, OUT_OF_REACH)
+
     def _in_work(self, job: Job) -> _InWork | None:
-        """With the run's state; None when it could not be rebuilt, and the job has failed with that."""
+        """With the run's state; None when it is on its way, or the job has failed without it."""
+        if job.run_id in self._held:
+            self._hold(job)
+            return None
         home = self._homes.get(job.run_id)
         if home is None:  # an earlier job of this round found that the run has moved
             self._scheduler.finished(job)
             return None
         epoch = home.epoch
         try:
-            return _InWork(job, self._runs.get(job.run_id, epoch))
+            resident = self._runs.get(job.run_id, epoch)
+            self._runs.begun(job, resident)
+            return _InWork(job, resident)
         except RedisError:
             raise
+        except OnItsWay:
+            self._hold(job)
+            return None
+        except StoreUnavailable:  # in the middle of a replay, which begins again
+            self._fetcher.postpone(job.run_id)
+            self._hold(job)
+            return None
+        except Fenced:  # it has ended
+            self._scheduler.finished(job)
+            self._let_go(job.run_id)
+            return None
         except Exception as error:  # noqa: BLE001 - a damaged run fails alone
             self._hand_over(job, epoch, self._accident(job, error))
             return None
@@ -250,6 +368,10 @@ class Worker:
         result: Result | Future[Result]
         try:
             one.resident.state, result = self._ops.run_one(model, one.resident.state, one.job)
+        except OnItsWay:
+            self._runs.given_up(one.job, one.resident)
+            self._hold(one.job)
+            return
         except Exception as error:  # noqa: BLE001 - as above
             result = self._accident(one.job, error)
         if isinstance(result, Result):
@@ -270,7 +392,7 @@ class Worker:
             work = Work(run=state, data=[], loss_fn="", loss_fn_config={})
             trainer.refuse(work, str(error))
         else:
-            trainer.add(work)
+            trainer.add(work, first=self._scheduler.is_first(one.job))
         self._training[id(work)] = one
 
     def _train(self) -> float:
@@ -303,7 +425,7 @@ class Worker:
                 desk.step()
             if time.monotonic() - began >= room:
                 return
-            self._cancel()
+            self._heed_notices()
             self._take_samples()
 
     def _finish_saves(self) -> None:
@@ -318,7 +440,10 @@ class Worker:
     # Finish
 
     def _finish(self, one: _InWork, result: Result) -> None:
-        if self._hand_over(one.job, one.resident.epoch, result) and not result.failed:
+        if not self._hand_over(one.job, one.resident.epoch, result):
+            return
+        self._runs.answered(one.job, one.resident)
+        if not result.failed:
             try:
                 self._runs.finished(one.job, one.resident)
             except Fenced:
@@ -327,6 +452,7 @@ class Worker:
     def _hand_over(self, job: Job, epoch: int, result: Result) -> bool:
         """Whether the run is still ours."""
         self._scheduler.finished(job)
+        self._fetcher.forget(job.run_id)
         try:
             self._queue.done(job, epoch, result, logged=logged(job) and not result.failed)
         except Fenced:
@@ -352,6 +478,8 @@ class Worker:
             if one.job.run_id == run_id:
                 self._saving.remove((one, answer))
                 self._scheduler.finished(one.job)
+        for job in self._held.pop(run_id, ()):
+            self._scheduler.finished(job)
         self._scheduler.drop(run_id)
 
     def _accident(self, job: Job, error: Exception) -> Result:

@@ -21,8 +21,10 @@ from tinsmith_worker.engine.sampler import Finished, Sampler
 from tinsmith_worker.engine.values import InvalidInput, SampleRequest, TargetCells
 from tinsmith_worker.queue import Queue, SampleTicket
 from tinsmith_worker.sampler_weights import NotThere, SamplerWeights
-from tinsmith_worker.store import StoreUnavailable
+from tinsmith_worker.store import OUT_OF_REACH, StoreUnavailable
 
+_WAITING_HERE = 2
+"""Sequences that may wait at the worker, so that a place that falls free is filled at once."""
 _log = structlog.get_logger()
 
 
@@ -47,14 +49,19 @@ class SamplingDesk:
         return bool(self._tickets)
 
     def take(self) -> None:
-        free = self.max_jobs - len(self._tickets)
-        if free > 0:
-            for ticket in self.queue.take_samples(self.model.name, free):
+        """As many as have a place, and a few more: the turns of tenants are kept in the queue."""
+        room = self.sampler.room + _WAITING_HERE
+        if room > 0 and len(self._tickets) < self.max_jobs:
+            for ticket in self.queue.take_samples(self.model.name, room):
                 self._start(ticket)
 
-    def rescue(self) -> None:
-        for ticket in self.queue.rescue_samples(self.model.name):
+    def retake(self) -> None:
+        """After Redis was away: the answer to our last look may have been lost."""
+        for ticket in self.queue.retake_samples(self.model.name):
             self._start(ticket)
+
+    def rescue(self) -> None:
+        self.queue.rescue_samples(self.model.name)
 
     def cancel(self, request_ids: set[str]) -> None:
         for request_id in request_ids & self._tickets.keys():
@@ -123,11 +130,9 @@ class SamplingDesk:
             sentence = "sampling_session_id: its weights were deleted; save them again."
             self._finish(ticket.request_id, failure(sentence))
         except StoreUnavailable as error:
-            _log.error("weights_out_of_reach", request_id=ticket.request_id, exc_info=error)
-            sentence = (
-                "The weights could not be read: the service's store is out of reach. Try again."
-            )
-            self._finish(ticket.request_id, failure(sentence, "server"))
+            _log.warning("weights_out_of_reach", request_id=ticket.request_id, error=str(error))
+            self.queue.say_why(ticket.request_id, OUT_OF_REACH)
+            self._without_weights.append(ticket)
 
     def _request(self, ticket: SampleTicket) -> SampleRequest | None:
         """None while its weights are on their way."""

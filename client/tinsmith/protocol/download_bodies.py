@@ -5,9 +5,15 @@ from datetime import datetime
 from tinsmith.protocol.bodies import Answer, Body
 
 
-class ExternalWeightsUrls(Answer, kw_only=True, frozen=True):
+class FileUrls(Answer, kw_only=True, frozen=True):
     urls: dict[str, str]
     expires: datetime
+
+
+class Export(Body, kw_only=True, frozen=True):
+    tinker_path: str
+    format: str = "merged"
+    untie_unembedding: bool = False
 
 
 class CopyWeights(Body, kw_only=True, frozen=True):

@@ -18,3 +18,13 @@ def snapshot_prefix(run_id: str, epoch: int, seq_id: int) -> str:
 
 def tokenizer_prefix(digest: str) -> str:
     return f"tokenizers/{digest}"
+
+
+def export_prefix(job_id: str) -> str:
+    """What a job made for downloading; it stays for a day."""
+    return f"exports/{job_id}"
+
+
+def upload_prefix(job_id: str) -> str:
+    """What came from outside and waits for its job, which deletes it."""
+    return f"uploads/{job_id}"

@@ -12,14 +12,19 @@ from rq import Queue, Retry
 from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
-from tinsmith.protocol.errors import NotFound
+from tinsmith.protocol import keys
+from tinsmith.protocol.errors import NotFound, TooMany
 from tinsmith.protocol.job_bodies import BackgroundJob, JobState
+
+from tinsmith_server.background.overview import BackgroundOverview, again, overview
 
 QUEUE = "tinsmith"
 KEPT_SECONDS = 24 * 3600
 """How long it can be told what became of a job, and how long the files that it made stay."""
 _LONGEST_SECONDS = 6 * 3600
 _DEATHS = 2
+_LIVE = 8
+"""Of an organization at a time: they share one queue, and what they make takes room."""
 
 
 class BackgroundJobs:
@@ -36,14 +41,18 @@ class BackgroundJobs:
         job_id: str | None = None,
         **of: Any,
     ) -> BackgroundJob:
-        """A job that its organization may look up. `function` is its dotted name."""
-        return await asyncio.to_thread(
-            self._enqueue, function, organization_id, kind, job_id or uuid.uuid4().hex, of
-        )
+        """A job that its organization may look up.
+
+        `function` is a dotted name; it is called with `job_id` and what else is given here, and answers
+        {"result": {...}}, or {"error": a sentence for the user}.
+        """
+        of["job_id"] = job_id = job_id or uuid.uuid4().hex
+        return await asyncio.to_thread(self._enqueue, function, organization_id, kind, job_id, of)
 
     def _enqueue(
         self, function: str, organization_id: str, kind: str, job_id: str, of: dict[str, Any]
     ) -> BackgroundJob:
+        self._check_live(organization_id)
         job = self._queue.enqueue_call(
             function,
             kwargs=of,
@@ -55,7 +64,19 @@ class BackgroundJobs:
             meta={"organization_id": organization_id, "kind": kind},
             retry=Retry(max=_DEATHS),
         )
+        self._redis.sadd(keys.jobs(organization_id), job_id)
         return _told(job)
+
+    def _check_live(self, organization_id: str) -> None:
+        """Two at once may both pass: it bounds, and need not count exactly."""
+        mine: Any = self._redis.smembers(keys.jobs(organization_id))
+        names = [name.decode() for name in mine]
+        found = Job.fetch_many(names, connection=self._redis, serializer=JSONSerializer)
+        for name, job in zip(names, found, strict=True):
+            if job is None or _told(job).state in ("done", "failed"):
+                self._redis.srem(keys.jobs(organization_id), name)
+        if self._redis.scard(keys.jobs(organization_id)) >= _LIVE:
+            raise TooMany(f"jobs: {_LIVE} of yours have not ended yet; wait for one of them.", 30)
 
     async def look(self, organization_id: str, job_id: str) -> BackgroundJob:
         """Someone else's job is as absent as no job at all."""
@@ -69,6 +90,13 @@ class BackgroundJobs:
         if job.get_meta(refresh=False).get("organization_id") != organization_id:
             raise _not_found(job_id)
         return _told(job)
+
+    async def overview(self) -> BackgroundOverview:
+        return await asyncio.to_thread(overview, self._queue, self._redis)
+
+    async def again(self, job_id: str) -> None:
+        """A failed one, of whatever organization: for operators."""
+        await asyncio.to_thread(again, self._queue, job_id)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._redis.close)

@@ -5,23 +5,23 @@ source is nothing to it.
 """
 
 import hashlib
-import secrets
 import uuid
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.download_bodies import CopyWeights, WeightsCopied
 from tinsmith.protocol.errors import Unsupported
-from tinsmith.protocol.paths import TinkerPath, run_id
+from tinsmith.protocol.paths import TinkerPath
 
 from tinsmith_server.accounts import audit
 from tinsmith_server.auth import Caller, User
-from tinsmith_server.checkpoints import repository
+from tinsmith_server.checkpoints import placing, repository
 from tinsmith_server.checkpoints.ttl import expiry
-from tinsmith_server.db import Checkpoint, Session, TrainingRun, now
+from tinsmith_server.db import Checkpoint, TrainingRun
+from tinsmith_server.reach import check_project
 from tinsmith_server.service import Served, Service
 from tinsmith_server.sessions.repository import project_name
 from tinsmith_server.wire import answer, read
@@ -37,19 +37,21 @@ async def copy_weights(request: Request, user: User, service: Served) -> Respons
         raise Unsupported("weights_access_token: ask the owner to publish the checkpoint instead.")
     source = TinkerPath.parse(body.source_path, "source_path")
     project_id = project_name(body.destination_project_id, "destination_project_id")
+    check_project(user, project_id, "destination_project_id")
     expires_at = expiry(body.ttl_seconds)
     request_id = _request_id(user, request.headers.get("x-idempotency-key"))
+    await service.allowances.check_stored(user, project_id)
     async with service.db.begin() as sql:
         original, run = await repository.ready_at(sql, user, source)
     try:
         async with service.db.begin() as sql:
-            copied = await _known(sql, request_id)
+            copied = await placing.known(sql, request_id)
             if copied is None:
                 copied = await _insert(sql, user, original, run, project_id, request_id)
                 copied.expires_at = expires_at
     except IntegrityError:  # the same request, sent twice at once
         async with service.db.begin() as sql:
-            copied = await _known(sql, request_id)
+            copied = await placing.known(sql, request_id)
     assert copied is not None
     if not copied.ready:
         await _fill(service, user, original, copied, source)
@@ -61,10 +63,6 @@ def _request_id(user: Caller, key: str | None) -> str:
     return f"copy:{hashlib.sha256(f'{user.organization_id}:{unique}'.encode()).hexdigest()}"
 
 
-async def _known(sql: AsyncSession, request_id: str) -> Checkpoint | None:
-    return await sql.scalar(select(Checkpoint).where(Checkpoint.request_id == request_id))
-
-
 async def _insert(
     sql: AsyncSession,
     user: Caller,
@@ -73,42 +71,10 @@ async def _insert(
     project_id: str,
     request_id: str,
 ) -> Checkpoint:
-    """In a session that is finished already, so that no op of the new run is ever accepted."""
-    session = Session(
-        id=f"sess-{secrets.token_hex(10)}",
-        organization_id=user.organization_id,
-        project_id=project_id,
-        display_name=f"Copy of {repository.path_of(original)}"[:200],
-        sdk_version="",
-        finished_at=now(),
-        finish_reason="success",
-        key_id=user.key_id,
-    )
-    sql.add(session)
-    await sql.flush()
-    copy_run = TrainingRun(
-        id=run_id(session.id, 0),
-        session_id=session.id,
-        organization_id=user.organization_id,
-        base_model=run.base_model,
-        lora_rank=run.lora_rank,
-        optimizer=run.optimizer,
-        train_attn=run.train_attn,
-        train_mlp=run.train_mlp,
-        train_unembed=run.train_unembed,
-    )
-    sql.add(copy_run)
-    await sql.flush()
-    copied = Checkpoint(
-        id=uuid.uuid4().hex,
-        run_id=copy_run.id,
-        organization_id=user.organization_id,
-        request_id=request_id,
-        kind=original.kind,
-        name=original.name,
-        user_metadata=original.user_metadata,
-    )
-    sql.add(copied)
+    title = f"Copy of {repository.path_of(original)}"
+    copy_run = await placing.new_run(sql, user, project_id, title, like=run)
+    copied = placing.checkpoint_in(sql, copy_run, request_id, original.kind, original.name)
+    copied.user_metadata = original.user_metadata
     return copied
 
 

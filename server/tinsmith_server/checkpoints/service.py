@@ -103,10 +103,12 @@ class Checkpoints:
                 await self._mark_deleted(sql, one, key_id, "overwritten")
             return replaced
 
-    async def delete(self, user: Caller, path: TinkerPath) -> None:
+    async def delete(self, user: Caller, path: TinkerPath, *, by_user: str | None = None) -> None:
+        """`by_user`: a member did it in the console, not a key."""
         async with self._db.begin() as sql:
             row, _ = await owned_at(sql, user, path)
-            await self._mark_deleted(sql, row, user.key_id, "deleted")
+            key_id = None if by_user else user.key_id
+            await self._mark_deleted(sql, row, key_id, "deleted", by_user)
         await self._delete_files(row)
 
     async def delete_expired(self) -> None:
@@ -127,13 +129,18 @@ class Checkpoints:
             await asyncio.sleep(_SWEEP_SECONDS)
 
     async def _mark_deleted(
-        self, sql: AsyncSession, row: Checkpoint, key_id: str | None, why: str
+        self,
+        sql: AsyncSession,
+        row: Checkpoint,
+        key_id: str | None,
+        why: str,
+        by_user: str | None = None,
     ) -> None:
         """One of several that try is the one who did it."""
         there = (Checkpoint.id == row.id) & Checkpoint.deleted_at.is_(None)
         marked = update(Checkpoint).where(there).values(deleted_at=now()).returning(Checkpoint.id)
         if await sql.scalar(marked) is not None and row.name is not None:
-            self._record(sql, row, key_id, "checkpoint_deleted", reason=why)
+            self._record(sql, row, key_id, "checkpoint_deleted", by_user=by_user, reason=why)
 
     def _record(
         self, sql: AsyncSession, row: Checkpoint, key_id: str | None, event: str, **details: Any

@@ -12,7 +12,8 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 from tinsmith.protocol.errors import TinsmithError
 
-from tinsmith_server.cli import keys, members, models, up
+from tinsmith_server.cli import checkpoints, keys, members, models, up
+from tinsmith_server.cli.status import status
 from tinsmith_server.problems import Problem, describe_os_error
 from tinsmith_server.settings import Settings, SettingsError
 
@@ -27,8 +28,10 @@ app = typer.Typer(
 app.add_typer(keys.app, name="keys")
 app.add_typer(members.app, name="members")
 app.add_typer(models.app, name="models")
+app.add_typer(checkpoints.app, name="checkpoints")
 app.command("up")(up.up)
 app.command("demo")(up.demo)
+app.command("status")(status)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
-from tinsmith.protocol.download_bodies import ExternalWeightsUrls
+from tinsmith.protocol.download_bodies import FileUrls
 from tinsmith.protocol.errors import BadRequest
 from tinsmith.protocol.paths import CheckpointKind, TinkerPath
 from tinsmith.protocol.store_layout import checkpoint_prefix
@@ -33,19 +33,28 @@ async def external_weights_urls(
         raise BadRequest(
             f"path: {path} is not external weights; make them with save_weights_external."
         )
+    return answer(await _links(path, request, user, service))
+
+
+@router.get(f"{CHECKPOINT}/files")
+async def file_urls(path: AtPath, request: Request, user: User, service: Served) -> Response:
+    """The same for every kind: a PEFT adapter, and what training on takes beside it."""
+    return answer(await _links(path, request, user, service))
+
+
+async def _links(path: TinkerPath, request: Request, user: Caller, service: Service) -> FileUrls:
     row = await _readable(service, user, path)
     names = await service.storage.names(repository.prefix(row))
     links = {name: link(service, request, _file_path(row.id, name)) for name in names}
-    expires = max(until for _, until in links.values())
     urls = {name: url for name, (url, _) in links.items()}
-    return answer(ExternalWeightsUrls(urls=urls, expires=expires))
+    return FileUrls(urls=urls, expires=max(until for _, until in links.values()))
 
 
 @router.get(f"{CHECKPOINT}/archive")
 async def archive_link(path: AtPath, request: Request, user: User, service: Served) -> Response:
     """SDKs before 0.36 read the link out of the redirect; whoever follows it gets the file."""
     row = await _readable(service, user, path)
-    url, expires = link(service, request, _ARCHIVE.format(checkpoint_id=row.id))
+    url, expires = link(service, request, archive_path(row))
     headers = {"Location": url, "Expires": f"{expires:%a, %d %b %Y %H:%M:%S} GMT"}
     return answer({"url": url, "expires": expires}, 302, headers)
 
@@ -62,6 +71,11 @@ def link(service: Service, request: Request, path: str) -> tuple[str, datetime]:
     base = service.settings.public_url or str(request.base_url)
     signed, expires = service.signer.sign(path)
     return f"{base.rstrip('/')}/api/v1{signed}", expires
+
+
+def archive_path(checkpoint: Checkpoint) -> str:
+    """To be signed."""
+    return _ARCHIVE.format(checkpoint_id=checkpoint.id)
 
 
 def _file_path(checkpoint_id: str, name: str) -> str:

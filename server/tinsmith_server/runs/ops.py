@@ -18,6 +18,9 @@ from tinsmith_server.service import Service
 from tinsmith_server.sessions.repository import still_open
 
 MakeBody = Callable[[TrainingRun], Awaitable[bytes]]
+_COUNTED = (Kind.FORWARD, Kind.FORWARD_BACKWARD)
+"""What a spent month has no more of; what was trained can still be stepped and saved."""
+_STORED = (Kind.SAVE_WEIGHTS, Kind.SAVE_WEIGHTS_FOR_SAMPLER)
 
 
 async def submit_op(
@@ -32,13 +35,20 @@ async def submit_op(
     if op.seq_id < 1:
         raise BadRequest(f"seq_id: {op.seq_id} is not a number from 1.")
     run = await service.owners.run(user, op.model_id)
-    still_open(await service.owners.session(user, session_of(run.id)))
+    session = still_open(await service.owners.session(user, session_of(run.id)))
+    bounds = await service.bounds(user, session.project_id, run.id)
     request_id = training_request_id(run.id, op.seq_id)
     try:
+        if kind in _COUNTED:
+            await service.allowances.check_month(user, session.project_id)
+        if kind in _STORED:
+            await service.allowances.check_stored(user, session.project_id)
         body = await make_body(run)
     except TinsmithError as error:
         refusal = failure(error.message)
-        await service.bus.submit_failed(user.organization_id, run.id, op.seq_id, kind, refusal)
+        await service.bus.submit_failed(
+            user.organization_id, run.id, op.seq_id, kind, refusal, bounds
+        )
         return request_id
     job = Job(
         request_id=request_id,
@@ -48,5 +58,5 @@ async def submit_op(
         body=body,
         num_tokens=num_tokens,
     )
-    await service.bus.submit(user.organization_id, run.base_model, job)
+    await service.bus.submit(user.organization_id, run.base_model, job, bounds)
     return request_id

@@ -1,0 +1,31 @@
+"""Every page, in the order in which their paths are tried."""
+
+from tinsmith_server.console import (
+    audit,
+    checkpoints,
+    entrance,
+    keys,
+    operators,
+    overview,
+    people,
+    playground,
+    runs,
+    sessions,
+    static_files,
+    usage,
+)
+
+ROOMS = (
+    entrance,
+    static_files,
+    overview,
+    runs,
+    sessions,
+    checkpoints,
+    playground,
+    keys,
+    people,
+    usage,
+    audit,
+    operators,
+)
