@@ -3,7 +3,7 @@
     python -m benchmarks.console_seed [--runs 10000] [--per-run 10] [--repeats 40]
 
 One process, SQLite in a temporary folder and a Valkey of its own; pages are asked for one after another
-through the whole application, by a signed-in owner. Prints milliseconds by page: median, p95, largest.
+through the whole application, by a signed-in owner. Prints milliseconds by page: median and p95 by the clock, median and p95 of CPU time.
 """
 
 import argparse
@@ -11,11 +11,12 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 from sqlalchemy import insert, select
@@ -86,18 +87,26 @@ async def _measure(settings: Settings, num_runs: int, per_run: int, repeats: int
         async with httpx.AsyncClient(
             transport=transport, base_url="http://127.0.0.1", cookies={"tinsmith": cookie}
         ) as client:
-            print(f"{num_runs} runs, {num_runs * per_run} checkpoints; ms: median, p95, largest")
+            print(
+                f"{num_runs} runs, {num_runs * per_run} checkpoints; ms: median and p95, of CPU too"
+            )
             for path in pages(num_runs):
+                await _timed(client, path)
                 times = [await _timed(client, path) for _ in range(repeats)]
-                told = (statistics.median(times), sorted(times)[int(0.95 * repeats)], max(times))
-                print(f"{path:60} " + " ".join(f"{ms:8.1f}" for ms in told))
+                told = [_median_and_p95(column) for column in zip(*times, strict=True)]
+                print(f"{path:60} " + " ".join(f"{ms:8.1f}" for pair in told for ms in pair))
 
 
-async def _timed(client: httpx.AsyncClient, path: str) -> float:
-    began = time.perf_counter()
+async def _timed(client: httpx.AsyncClient, path: str) -> tuple[float, float]:
+    """By the clock, and of this process's CPU: the second holds on a machine that others use too."""
+    began, busy = time.perf_counter(), time.process_time()
     answer = await client.get(path)
     assert answer.status_code == 200, (path, answer.status_code)
-    return (time.perf_counter() - began) * 1000
+    return (time.perf_counter() - began) * 1000, (time.process_time() - busy) * 1000
+
+
+def _median_and_p95(times: Sequence[float]) -> tuple[float, float]:
+    return statistics.median(times), sorted(times)[int(0.95 * len(times))]
 
 
 def pages(num_runs: int) -> list[str]:
@@ -105,7 +114,7 @@ def pages(num_runs: int) -> list[str]:
     return [
         "/",
         "/training_runs",
-        "/training_runs?page=100",
+        f"/training_runs?{_in_the_middle(num_runs // 2)}",
         "/training_runs?q=lr%3D",
         "/training_runs?q=nowhere",
         "/training_runs?project=project-3",
@@ -118,7 +127,7 @@ def pages(num_runs: int) -> list[str]:
         "/sessions?q=nowhere",
         f"/sessions/{_session_id((num_runs - 1) // _RUNS_OF_SESSION)}",
         "/checkpoints",
-        "/checkpoints?page=1000",
+        f"/checkpoints?{_in_the_middle(num_runs // 2)}",
         "/checkpoints?q=step-7",
         "/checkpoints?q=nowhere",
         f"/checkpoints/{run}/weights/step-0",
@@ -133,6 +142,11 @@ def pages(num_runs: int) -> list[str]:
         "/operators",
         "/account",
     ]
+
+
+def _in_the_middle(index: int) -> str:
+    at = now() - timedelta(days=30)
+    return urlencode({"after": f"{at.isoformat()}~{_run_id(index)}"})
 
 
 def _session_id(index: int) -> str:

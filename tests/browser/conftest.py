@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from tinsmith_server.accounts.members import setup_secret
 
+from tests.conftest import running_valkey
 from tests.contract.conftest import Service
 from tests.contract.conftest import service as service
 
@@ -60,8 +61,19 @@ class Watched:
 
 
 @pytest.fixture(scope="session")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its own: who serves which models is known there, and the contract tests' service is another."""
+    with running_valkey(tmp_path_factory.mktemp("browser-valkey")) as url:
+        yield url
+
+
+def chromium_path() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    path = chromium_path()
     if path is None:
         sentence = "There is no Chromium here: apt-get install chromium."
         if os.environ.get("TINSMITH_NEEDS_CHROMIUM"):
