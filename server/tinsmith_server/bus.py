@@ -145,6 +145,11 @@ class Bus:
                 return cast(bytes, told).decode()
         return None
 
+    async def snapshot_of(self, run_id: str) -> str | None:
+        """What the run would be rebuilt from."""
+        folder = cast(bytes | None, await self.redis.hget(keys.run(run_id), "snapshot"))
+        return folder.decode() or None if folder else None
+
     async def newest_weights(self, run_id: str) -> str | None:
         """Where the run's inflight samplers find their weights."""
         folder = cast(bytes | None, await self.redis.hget(keys.slot(run_id), "folder"))
