@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from tinsmith_server import client_config, extensions
+from tinsmith_server import client_config, extensions, metrics
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
 from tinsmith_server.background import routes as background
@@ -103,7 +103,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(client_config.health)
     for pages in CONSOLE:
         app.include_router(pages.router)
+    app.include_router(metrics.router)
+    app.state.metrics = metrics.Metrics()
     app.add_middleware(Direct, endpoints=DIRECT)
+    app.add_middleware(metrics.Observed, metrics=app.state.metrics)
     return app
 
 
