@@ -30,7 +30,7 @@ from benchmarks.http_load import new_run
 from benchmarks.http_service import Service, running_service
 from tests.contract.conftest import BASE_MODEL
 
-LARGE, ROUNDS, SLOTS, PASS_TOKENS, DATUM = 200, 3, 8, 1024, 64
+LARGE, ROUNDS, SLOTS, PASS_TOKENS, DATUM = 200, 3, 8, 2048, 64
 SETTINGS = {
     "TINSMITH_MAX_SAMPLING_SLOTS": str(SLOTS),
     "TINSMITH_MAX_PASS_TOKENS": str(PASS_TOKENS),

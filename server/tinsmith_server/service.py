@@ -97,7 +97,7 @@ class Service:
         self.feed.start()
         chores = {
             "settler": self.checkpoints.settle_all(),
-            "sweeper": self.checkpoints.sweep(),
+            "tidying": self.jobs.keep_tidying(),
             "usage": self.usage.run(),
             "liveness": self.liveness.watch(),
             "curves": self.curves.run(),

@@ -46,6 +46,17 @@ class Storage:
         for name in [*await self.names(source), MANIFEST]:
             await obstore.copy_async(self._store, f"{source}/{name}", f"{target}/{name}")
 
+    async def folders(self, prefix: str, depth: int = 1) -> dict[str, datetime]:
+        """What lies so deep below the prefix, whole or not, and when it was last written to."""
+        levels = prefix.count("/") + 1 + depth
+        newest: dict[str, datetime] = {}
+        async for batch in obstore.list(self._store, prefix=prefix):
+            for entry in batch:
+                folder = "/".join(entry["path"].split("/")[:levels])
+                written = entry["last_modified"]
+                newest[folder] = max(newest.get(folder, written), written)
+        return newest
+
     async def delete_folder(self, prefix: str) -> None:
         """The manifest goes first: a folder half deleted is already not there."""
         found = [

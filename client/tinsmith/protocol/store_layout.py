@@ -4,16 +4,22 @@ Every folder is committed by its manifest, written last: a folder without one wa
 """
 
 MANIFEST = "manifest.json"
+CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 
 
 def checkpoint_prefix(checkpoint_uid: str) -> str:
     """A checkpoint's folder, by a random id of its own: overwriting a name never moves a sampler."""
-    return f"checkpoints/{checkpoint_uid}"
+    return f"{CHECKPOINTS}/{checkpoint_uid}"
 
 
 def snapshot_prefix(run_id: str, epoch: int, seq_id: int) -> str:
     """A run's recovery state after `seq_id`; the epoch keeps a zombie from writing over ours."""
-    return f"snapshots/{run_id.replace(':', '-')}/{epoch}-{seq_id}"
+    return f"{run_folder(run_id)}/{epoch}-{seq_id}"
+
+
+def run_folder(run_id: str) -> str:
+    """Where the snapshots of a run lie."""
+    return f"{SNAPSHOTS}/{run_id.replace(':', '-')}"
 
 
 def tokenizer_prefix(digest: str) -> str:
