@@ -7,6 +7,7 @@ stream of completions; a stream, unlike pub/sub, loses nothing while a connectio
 
 import asyncio
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Bus:
         self._notices: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
         self._tail: asyncio.Task[None] | None = None
         self._closing = False
+        self._heard_at = time.monotonic()
 
     def _script(self, *parts: str) -> Any:
         return self.redis.register_script(
@@ -348,6 +350,11 @@ class Bus:
 
     # The tail
 
+    @property
+    def silent_seconds(self) -> float:
+        """Since Redis last answered the tail; it does every two seconds, whether anything completed or not."""
+        return time.monotonic() - self._heard_at
+
     async def _follow(self, last: dict[str, str]) -> None:
         while not self._closing:
             try:
@@ -356,6 +363,7 @@ class Bus:
                 _log.warning("redis_unreachable", error=type(error).__name__)
                 await asyncio.sleep(0.5)
                 continue
+            self._heard_at = time.monotonic()
             for stream, entries in _streams(answer):
                 for entry_id, fields in entries:
                     last[stream] = entry_id
