@@ -8,9 +8,14 @@ import httpx
 
 
 def fetch_tokenizer(base_url: str, api_key: str, base_model: str) -> Any:
-    """Needs transformers. The files are kept in the user's cache under the model's digest."""
+    """Needs transformers."""
     from transformers import AutoTokenizer
 
+    return AutoTokenizer.from_pretrained(tokenizer_folder(base_url, api_key, base_model))
+
+
+def tokenizer_folder(base_url: str, api_key: str, base_model: str) -> Path:
+    """Where its files are kept: in the user's cache, under the model's digest."""
     with httpx.Client(base_url=base_url, headers={"X-API-Key": api_key}, timeout=60) as http:
         found = http.get("/api/v1/tokenizers", params={"base_model": base_model})
         found.raise_for_status()
@@ -24,7 +29,7 @@ def fetch_tokenizer(base_url: str, api_key: str, base_model: str) -> Any:
                 partial = target.with_suffix(f".{os.getpid()}")
                 partial.write_bytes(answer.content)
                 partial.rename(target)
-    return AutoTokenizer.from_pretrained(folder)
+    return folder
 
 
 def _cache() -> Path:
