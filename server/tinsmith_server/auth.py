@@ -4,6 +4,8 @@ A token's signature is checked each time, and its key is looked up as if it had 
 """
 
 import asyncio
+import time
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -12,11 +14,13 @@ from tinsmith.protocol.errors import Unauthorized
 
 from tinsmith_server.accounts import keys, tokens
 from tinsmith_server.accounts.caller import Caller as Caller
+from tinsmith_server.accounts.scopes import check_scope
 from tinsmith_server.bus import Bus
 from tinsmith_server.db import ApiKey, Database, now
 from tinsmith_server.remembered import Remembered
 
 _REMEMBERED_SECONDS = 60.0
+_INVALID = "The API key is not valid. `tinsmith keys create` makes one."
 
 
 class KeyRing:
@@ -37,10 +41,16 @@ class KeyRing:
     async def caller(self, text: str) -> Caller:
         """Of a key or a token. The sentence is the same for a wrong key and a revoked one."""
         if not text.startswith("eyJ"):
-            return await self._callers.get(text)
+            return self._in_time(await self._callers.get(text))
         token = tokens.verify(self._token_secret, text)
-        await self._callers.get(token.key_id)
-        return token
+        key = self._in_time(await self._callers.get(token.key_id))
+        return replace(key, until=min(filter(None, (key.until, token.until)), default=None))
+
+    def _in_time(self, caller: Caller) -> Caller:
+        """What is remembered of a key may outlive it."""
+        if caller.until is not None and caller.until <= time.time():
+            raise Unauthorized(_INVALID)
+        return caller
 
     async def _find(self, name: str) -> Caller:
         """`name` is a key's text, or its id when a token of ours vouches for it."""
@@ -50,9 +60,9 @@ class KeyRing:
             else:
                 row = await keys.live(sql, name)
             if row is None:
-                raise Unauthorized("The API key is not valid. `tinsmith keys create` makes one.")
+                raise Unauthorized(_INVALID)
             await sql.execute(update(ApiKey).where(ApiKey.id == row.id).values(last_used_at=now()))
-        return Caller(row.id, row.organization_id)
+        return keys.caller_of(row)
 
     def forget(self, key_id: str) -> None:
         self._callers.forget(lambda _, caller: caller.key_id == key_id)
@@ -70,7 +80,9 @@ async def authenticated(request: Request) -> Caller:
     if not text:
         raise Unauthorized("Send your API key in the header X-API-Key.")
     ring: KeyRing = request.app.state.service.keys
-    return await ring.caller(text.strip())
+    caller = await ring.caller(text.strip())
+    check_scope(caller.scopes, request.method, request.scope["path"])
+    return caller
 
 
 User = Annotated[Caller, Depends(authenticated)]

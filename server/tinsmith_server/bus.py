@@ -19,13 +19,15 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 from tinsmith.protocol import keys
 from tinsmith.protocol.bodies import Completion
-from tinsmith.protocol.errors import NotFound
+from tinsmith.protocol.errors import BadRequest, NotFound, TooMany
 from tinsmith.protocol.jobs import Content, Job, Kind, ModelCard, Result, failure
 from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
 
+from tinsmith_server.limits import Bounds, Refusal
+
 RESULT_TTL_MS = 6 * 3600 * 1000
-HEARTBEAT_TTL_SECONDS = 24 * 3600
 _SCRIPTS = Path(__file__).parent / "scripts"
+_UNBOUNDED = Bounds()
 _log = structlog.get_logger()
 
 
@@ -41,9 +43,11 @@ class Bus:
     def __init__(self, redis_url: str) -> None:
         pool = BlockingConnectionPool.from_url(redis_url, max_connections=64, timeout=30)
         self.redis: Any = Redis(connection_pool=pool)
-        self._submit = self._script("submit")
-        self._submit_sample = self._script("submit_sample")
-        self._cancel = self._script("cancel")
+        self._submit = self._script("admit", "submit")
+        self._submit_sample = self._script("admit", "submit_sample")
+        self._cancel = self._script("release", "cancel")
+        self._cancel_line = self._script("release", "cancel_line")
+        self._end_run = self._script("end_run")
         self._look = self._script("look")
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._draining = False
@@ -52,8 +56,10 @@ class Bus:
         self._tail: asyncio.Task[None] | None = None
         self._closing = False
 
-    def _script(self, name: str) -> Any:
-        return self.redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
+    def _script(self, *parts: str) -> Any:
+        return self.redis.register_script(
+            "\n".join((_SCRIPTS / f"{part}.lua").read_text() for part in parts)
+        )
 
     async def start(self) -> None:
         """Begin to follow the streams, from now on: whoever asks later looks before it waits."""
@@ -70,38 +76,65 @@ class Bus:
 
     # Submitting
 
-    async def submit(self, tenant: str, base_model: str, job: Job) -> None:
-        await self._enqueue(tenant, base_model, job, "waiting", Result(data=b""))
+    async def submit(
+        self, tenant: str, base_model: str, job: Job, bounds: Bounds = _UNBOUNDED
+    ) -> None:
+        """Raises NotFound for a run that was never created or has ended, TooMany where bounds say so."""
+        await self._enqueue(tenant, base_model, job, "waiting", Result(data=b""), bounds)
 
     async def submit_failed(
-        self, tenant: str, run_id: str, seq_id: int, kind: Kind, result: Result
+        self,
+        tenant: str,
+        run_id: str,
+        seq_id: int,
+        kind: Kind,
+        result: Result,
+        bounds: Bounds = _UNBOUNDED,
     ) -> None:
         """Fail one seq of a run in its turn, so that the next one does not wait for it."""
         job = Job(
             request_id=f"{run_id}:{seq_id}", run_id=run_id, seq_id=seq_id, kind=kind, body=b""
         )
-        await self._enqueue(tenant, "", job, "failed", result)
+        await self._enqueue(tenant, "", job, "failed", result, bounds)
 
     async def _enqueue(
-        self, tenant: str, base_model: str, job: Job, state: str, result: Result
+        self, tenant: str, base_model: str, job: Job, state: str, result: Result, bounds: Bounds
     ) -> None:
         head = [job.request_id, job.run_id, job.seq_id, job.kind, tenant, base_model]
         tail = [job.num_tokens, job.body, state, result.content, result.data, RESULT_TTL_MS]
-        answer = await self._submit(keys=[], args=[*head, *tail])
+        answer = await self._submit(keys=[], args=[*head, *tail, *bounds.rows()])
         if answer == b"norun":
             raise NotFound(f"model_id: there is no training run {job.run_id!r}.")
+        if answer == b"ahead":
+            raise BadRequest(
+                f"seq_id: {job.seq_id} is more than 20000 ahead of the last request that was done."
+            )
+        _raise_refusal(answer)
 
-    async def submit_sample(self, tenant: str, base_model: str, job: Job, clone_id: int) -> None:
-        args = [job.request_id, job.run_id, tenant, base_model, clone_id, job.body]
-        await self._submit_sample(
-            keys=[], args=[*args, "waiting", Content.JSON, b"", RESULT_TTL_MS]
-        )
-
-    async def sample_failed(
-        self, tenant: str, session_id: str, request_id: str, clone_id: int, result: Result
+    async def submit_sample(
+        self,
+        tenant: str,
+        base_model: str,
+        job: Job,
+        clone_id: int,
+        bounds: Bounds = _UNBOUNDED,
+        *,
+        width: int = 1,
+        refused: Result | None = None,
     ) -> None:
-        args = [request_id, session_id, tenant, "", clone_id, b"", "failed", result.content]
-        await self._submit_sample(keys=[], args=[*args, result.data, RESULT_TTL_MS])
+        """Queue it, or record what it was refused with. Raises TooMany where bounds say so."""
+        result, state = refused or Result(data=b""), "failed" if refused else "waiting"
+        head = [job.request_id, job.run_id, tenant, base_model, clone_id, job.seq_id]
+        tail = [job.num_tokens, width, job.body, state, result.content, result.data, RESULT_TTL_MS]
+        _raise_refusal(await self._submit_sample(keys=[], args=[*head, *tail, *bounds.rows()]))
+
+    async def refusals(self, request_id: str) -> Refusal | None:
+        """Why other requests of the scopes that this one waits in are refused just now."""
+        scopes = cast(bytes | None, await self.redis.hget(keys.future(request_id), "scopes"))
+        if not scopes:
+            return None
+        told = await self.redis.mget([keys.paused(scope) for scope in scopes.decode().split()])
+        return next((Refusal.parse(row.split(b" ")) for row in told if row), None)
 
     async def newest_weights(self, run_id: str) -> str | None:
         """Where the run's inflight samplers find their weights."""
@@ -135,8 +168,27 @@ class Bus:
             await pipe.execute()
 
     async def cancel(self, request_id: str) -> None:
+        """A sample alone; an op of a run with all that was queued behind it, which builds on it."""
         result = failure("The request was cancelled by the client.")
-        await self._cancel(keys=[], args=[request_id, result.data, RESULT_TTL_MS])
+        if await self._cancel(keys=[], args=[request_id, result.data, RESULT_TTL_MS]):
+            return
+        line, _, seq = request_id.rpartition(":")
+        if await self.redis.exists(keys.run(line)):
+            await self._cancel_line(keys=[], args=[line, seq, result.data, RESULT_TTL_MS, 1])
+
+    async def cancel_line(self, line: str, result: Result) -> int:
+        """Fail all that a run or sampling session still waits for; answers how many that were."""
+        args = [line, 0, result.data, RESULT_TTL_MS, 0]
+        return cast(int, await self._cancel_line(keys=[], args=args))
+
+    async def end_run(self, run_id: str) -> str | None:
+        """Forget a run but for its results; answers the snapshot that nobody needs any more."""
+        snapshot = cast(bytes | None, await self._end_run(keys=[], args=[run_id]))
+        return snapshot.decode() if snapshot else None
+
+    async def rest(self, run_id: str) -> None:
+        """Its home need not keep it in memory."""
+        await self.redis.xadd(keys.CTL, {"rest": run_id}, maxlen=10_000)
 
     # Waiting
 
@@ -145,9 +197,13 @@ class Bus:
         """Whether this process is leaving and holds nobody any more."""
         return self._draining
 
-    async def future(self, request_id: str) -> FutureState | None:
-        """What is known of it now. A result that expired under a live future reads as a failure."""
-        seen = await self._look(keys=[], args=[request_id])
+    async def future(self, request_id: str, tenant: str = "") -> FutureState | None:
+        """What is known of it now. A result that expired under a live future reads as a failure.
+
+        That its tenant asks is a sign of life of its session.
+        """
+        seen = await self._look(keys=[], args=[request_id, tenant])
+
         if seen is None:
             return None
         tenant, kind, state, content = ((value or b"").decode() for value in seen[:4])
@@ -238,7 +294,11 @@ class Bus:
         return cast(int, await self.redis.exists(*(keys.lease(name.decode()) for name in names)))
 
     async def beat(self, session_id: str) -> None:
-        await self.redis.set(keys.heartbeat(session_id), b"1", ex=HEARTBEAT_TTL_SECONDS)
+        seconds, _ = await self.redis.time()
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.zadd(keys.BEATS, {session_id: seconds})
+            pipe.zrem(keys.SILENT, session_id)
+            await pipe.execute()
 
     async def revoke(self, key_id: str) -> None:
         await self.redis.xadd(keys.CTL, {"revoke": key_id}, maxlen=10_000)
@@ -297,6 +357,12 @@ class Bus:
 
     async def _range(self, key: str, start: int) -> list[bytes]:
         return cast(list[bytes], await self.redis.lrange(key, start, -1))
+
+
+def _raise_refusal(answer: Any) -> None:
+    if isinstance(answer, list):
+        refusal = Refusal.parse(answer)
+        raise TooMany(refusal.sentence, refusal.wait_seconds)
 
 
 def _completion(row: str) -> Completion:

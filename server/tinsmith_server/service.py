@@ -8,16 +8,18 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, Request
 
-from tinsmith_server.auth import KeyRing
+from tinsmith_server.auth import Caller, KeyRing
 from tinsmith_server.background.jobs import BackgroundJobs
 from tinsmith_server.bus import Bus
 from tinsmith_server.checkpoints.service import Checkpoints
 from tinsmith_server.curves.collector import CurveCollector
 from tinsmith_server.db import Database
 from tinsmith_server.downloads.signing import Signer
+from tinsmith_server.limits import AskLimits, Bounds, unlimited
 from tinsmith_server.openai.feed import TokenFeed
 from tinsmith_server.openai.vocabulary import Vocabularies
 from tinsmith_server.owners import Owners
+from tinsmith_server.sessions.liveness import Liveness
 from tinsmith_server.settings import Settings
 from tinsmith_server.storage import Storage
 from tinsmith_server.usage.collector import UsageCollector
@@ -37,6 +39,8 @@ class Service:
     usage: UsageCollector = field(init=False)
     curves: CurveCollector = field(init=False)
     signer: Signer = field(init=False)
+    liveness: Liveness = field(init=False)
+    account_limits: AskLimits = unlimited
     feed: TokenFeed = field(init=False)
     vocabularies: Vocabularies = field(init=False)
     openai_sessions: set[str] = field(default_factory=set)
@@ -50,6 +54,13 @@ class Service:
         self.owners = Owners(self.db, self.bus)
         self.checkpoints = Checkpoints(self.db, self.bus, self.storage)
         self.usage = UsageCollector(self.db, self.bus)
+        self.liveness = Liveness(
+            self.db,
+            self.bus,
+            self.storage,
+            silent_seconds=self.settings.session_silent_seconds,
+            kept_seconds=self.settings.session_kept_seconds,
+        )
         self.curves = CurveCollector(self.db, self.bus)
         self.signer = Signer(self.settings.key_pepper)
         self.feed = TokenFeed(self.bus)
@@ -65,6 +76,11 @@ class Service:
             Storage(settings.store_url),
         )
 
+    async def bounds(self, user: Caller, project_id: str, line: str) -> Bounds:
+        """What a submit to a run or sampling session of the caller has to stay within."""
+        account = await self.account_limits(user, project_id)
+        return Bounds.of(user, project_id, line, self.settings.queue_caps, account)
+
     async def start(self) -> None:
         await self.bus.start()
         self.keys.start()
@@ -74,6 +90,7 @@ class Service:
             "settler": self.checkpoints.settle_all(),
             "sweeper": self.checkpoints.sweep(),
             "usage": self.usage.run(),
+            "liveness": self.liveness.watch(),
             "curves": self.curves.run(),
         }
         self._chores = [asyncio.create_task(chore, name=name) for name, chore in chores.items()]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from tinsmith_server.limits import DEFAULT_CAPS, Limits, QueueCaps, queue_limits
 from tinsmith_server.usage.prices import UNPRICED, Prices
 
 
@@ -34,6 +35,15 @@ class Settings:
     """Where the SDK cuts a batch. A chunk is one request, so it must fit max_body_bytes."""
     public_url: str | None = None
     """Where clients reach the API, for links; without it, where the request for a link came to."""
+    queued_per_run: Limits = DEFAULT_CAPS.run
+    queued_per_project: Limits = DEFAULT_CAPS.project
+    queued_per_organization: Limits = DEFAULT_CAPS.organization
+    queued_per_server: Limits = DEFAULT_CAPS.server
+    """Requests, bytes and tokens that may wait or run; more are told to come again later."""
+    session_silent_seconds: int = 300
+    """How long a session may go unheard before its queued work is cancelled."""
+    session_kept_seconds: int = 24 * 3600
+    """How long the state of its runs is kept after that, should its client come back."""
     allow_http: bool = False
     """Whether the API and the console may be reached in the clear over a network that is trusted."""
     prices: Prices = UNPRICED
@@ -41,6 +51,15 @@ class Settings:
     """Short names of the OpenAI-compatible endpoint, for base models and checkpoints."""
     stable_reinforce: bool = True
     """Whether that loss, whose rule is not published, runs a rule of our own or is refused."""
+
+    @property
+    def queue_caps(self) -> QueueCaps:
+        return QueueCaps(
+            run=self.queued_per_run,
+            project=self.queued_per_project,
+            organization=self.queued_per_organization,
+            server=self.queued_per_server,
+        )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -68,6 +87,18 @@ class Settings:
                 environment, "FWDBWD_MAX_CHUNK_BYTES", cls.fwdbwd_max_chunk_bytes
             ),
             public_url=environment.get("TINSMITH_PUBLIC_URL") or None,
+            queued_per_run=_queued(environment, "RUN", cls.queued_per_run),
+            queued_per_project=_queued(environment, "PROJECT", cls.queued_per_project),
+            queued_per_organization=_queued(
+                environment, "ORGANIZATION", cls.queued_per_organization
+            ),
+            queued_per_server=_queued(environment, "SERVER", cls.queued_per_server),
+            session_silent_seconds=_whole(
+                environment, "SESSION_SILENT_SECONDS", cls.session_silent_seconds
+            ),
+            session_kept_seconds=_whole(
+                environment, "SESSION_KEPT_SECONDS", cls.session_kept_seconds
+            ),
             allow_http=bool(_whole(environment, "ALLOW_HTTP", 0)),
             prices=_prices(environment),
             model_aliases=_aliases(environment.get("TINSMITH_MODEL_ALIASES", "")),
@@ -85,6 +116,16 @@ def _whole(environment: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdigit():
         raise SettingsError(f"TINSMITH_{name}: {text!r} is not a whole number.")
     return int(text)
+
+
+def _queued(environment: Mapping[str, str], scope: str, default: Limits) -> Limits:
+    name = f"TINSMITH_QUEUED_PER_{scope}"
+    if name not in environment:
+        return default
+    try:
+        return queue_limits(environment[name])
+    except ValueError as error:
+        raise SettingsError(f"{name}: {error}") from None
 
 
 def _prices(environment: Mapping[str, str]) -> Prices:

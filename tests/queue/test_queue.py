@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from tinsmith.protocol import keys
-from tinsmith.protocol.errors import NotFound
+from tinsmith.protocol.errors import BadRequest, NotFound
 from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result, failure
 from tinsmith_server.bus import Bus
-from tinsmith_worker.queue import Fenced, Queue
+from tinsmith_worker.queue import Fenced, Queue, Taken
 
 BASE, RUN = "tiny", "s:train:0"
 CARD = ModelCard(name=BASE, family="llama", vocab_size=8, max_context_length=8, max_lora_rank=8)
@@ -24,6 +25,7 @@ class Ends:
 
     def __init__(self, url: str) -> None:
         self.url, self.runner = url, asyncio.Runner()
+        self.at: dict[Queue, tuple[int, int]] = {}
         self.bus = Bus(url)
         self.call(self.bus.redis.flushall())
 
@@ -40,8 +42,14 @@ class Ends:
         queue.announce([CARD])
         return queue
 
+    def take(self, queue: Queue, max_tokens: int = 1000) -> list[Taken]:
+        answer = queue.take({RUN: self.at.get(queue, (0, -1))}, max_tokens)
+        for taken in answer:
+            self.at[queue] = (taken.epoch, taken.last)
+        return answer
+
     def taken(self, queue: Queue) -> list[int]:
-        return [job.seq_id for taken in queue.take([RUN], 1000) for job in taken.jobs]
+        return [job.seq_id for taken in self.take(queue) for job in taken.jobs]
 
     def result(self, seq: int) -> Result | None:
         return self.call(self.bus.wait(f"{RUN}:{seq}", 0.01))  # type: ignore[return-value]
@@ -163,7 +171,7 @@ def test_a_gap_is_seen_and_closed_with_all_that_waited_behind_it(ends: Ends) -> 
     ends.taken(worker)
     worker.done(job(0), 1, Result(data=b""))
     ends.submit(2, 4)
-    assert [taken.status for taken in worker.take([RUN], 10)] == ["gap"]
+    assert [taken.status for taken in ends.take(worker)] == ["gap"]
     assert worker.close_gap(RUN, 1, failure("missing"), failure("behind")) == 4
     states = [ends.result(seq) for seq in (1, 2, 3, 4)]
     assert states == [failure(text) for text in ("missing", "behind", "missing", "behind")]
@@ -216,7 +224,8 @@ def test_a_sampling_job_of_a_dead_worker_is_rescued_and_answered_once(ends: Ends
     assert [ticket.body for ticket in dead.take_samples(BASE, 5)] == [b"prompt"]
     dead.redis.delete(keys.lease("a"))
     heir = ends.worker("b")
-    [ticket] = heir.rescue_samples(BASE)
+    assert heir.rescue_samples(BASE) == 1
+    [ticket] = heir.take_samples(BASE, 5)
     heir.sample_done(ticket, Result(data=b"text"))
     dead.sample_done(ticket, Result(data=b"late"))
     assert ends.call(ends.bus.wait("s:sample:0:0", 0.01)) == Result(data=b"text")
@@ -231,7 +240,7 @@ def test_a_cancelled_sample_fails_at_once_and_its_worker_is_told(ends: Ends) -> 
     [running] = worker.take_samples(BASE, 1)
     for number in (0, 1):
         ends.call(ends.bus.cancel(f"s:sample:0:{number}"))
-    assert worker.cancellations() == {"s:sample:0:0", "s:sample:0:1"}
+    assert worker.notices().cancelled == {"s:sample:0:0", "s:sample:0:1"}
     assert worker.take_samples(BASE, 5) == []
     worker.sample_done(running, Result(data=b"late"))
     result = ends.call(ends.bus.wait("s:sample:0:0", 0.01))
@@ -246,8 +255,109 @@ def test_a_waiter_is_woken_by_a_completion_on_another_connection(ends: Ends) -> 
         await ends.bus.submit("org", BASE, job(0))
         waiting = asyncio.create_task(ends.bus.wait(job(0).request_id, 30))
         await asyncio.sleep(0)
-        worker.take([RUN], 10)
+        ends.take(worker)
         worker.done(job(0), 1, Result(data=b"woken"))
         return await waiting
 
     assert ends.call(wait_then_finish()) == Result(data=b"woken")
+
+
+def test_a_take_whose_answer_was_lost_is_answered_again(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0, 1, 2)
+    before = dict(ends.at)
+    assert ends.taken(worker) == [0, 1, 2]
+    ends.at = dict(before)  # as if that answer had never come
+    assert ends.taken(worker) == [0, 1, 2]
+    assert ends.taken(worker) == []
+    worker.done(job(0), 1, Result(data=b"0"))
+    ends.at = dict(before)
+    assert ends.taken(worker) == [1, 2]
+
+
+def test_what_redis_lost_of_a_claimed_run_begins_a_new_epoch(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0, 1)
+    assert ends.taken(worker) == [0, 1]
+    worker.done(job(0), 1, Result(data=b"0"))
+    for key in (keys.future(f"{RUN}:1"), keys.payload(f"{RUN}:1"), keys.queue(RUN)):
+        worker.redis.delete(key)
+    with pytest.raises(Fenced):
+        worker.done(job(1), 1, Result(data=b"1"))
+    assert [taken.epoch for taken in ends.take(worker)] == [2]
+    ends.submit(1)
+    assert ends.taken(worker) == [1]
+
+
+def test_samples_that_were_given_in_a_lost_answer_are_still_held(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0))
+    assert len(worker.take_samples(BASE, 5)) == 1
+    assert worker.take_samples(BASE, 5) == []
+    [ticket] = worker.retake_samples(BASE)
+    worker.sample_done(ticket, Result(data=b"text"))
+    assert worker.retake_samples(BASE) == []
+
+
+def test_tenants_take_turns_at_sampling_by_tokens(ends: Ends) -> None:
+    worker = ends.worker("a")
+
+    def submit(tenant: str, number: int, tokens: int) -> None:
+        one = replace(sample(number), run_id=tenant, request_id=f"{tenant}:{number}")
+        one = replace(one, num_tokens=tokens)
+        ends.call(ends.bus.submit_sample(tenant, BASE, one, 0))
+
+    for number in range(200):
+        submit("large", number, 1024)
+    assert len(worker.take_samples(BASE, 4)) == 4
+    for number in range(4):
+        submit("small", number, 256)
+    taken = [ticket.request_id for ticket in worker.take_samples(BASE, 6)]
+    # One large one is as many tokens as four small ones; who comes anew is next.
+    assert taken[:4] == [f"small:{number}" for number in range(4)]
+    assert taken[4:] == ["large:4", "large:5"]
+
+
+def test_a_cancelled_op_takes_along_what_builds_on_it_and_nothing_else(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0, 1, 2, 3)
+    assert ends.taken(worker) == [0, 1, 2, 3]
+    worker.done(job(0), 1, Result(data=b"0"))
+    ends.call(ends.bus.cancel(f"{RUN}:0"))  # it is done: nothing happens
+    assert ends.result(1) is None
+    ends.call(ends.bus.cancel(f"{RUN}:2"))
+    assert [ends.result(seq).failed for seq in (2, 3)] == [True, True]  # type: ignore[union-attr]
+    with pytest.raises(Fenced):  # what was in work before it begins again, on the state before
+        worker.done(job(1), 1, Result(data=b"1"))
+    assert ends.taken(worker) == [1]
+    worker.done(job(1), 2, Result(data=b"1"))
+    ends.submit(4)
+    assert ends.taken(worker) == [4]
+
+
+def test_an_ended_run_leaves_nothing_but_its_results(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0, 1, 2)
+    assert ends.taken(worker) == [0, 1, 2]
+    worker.done(job(0), 1, Result(data=b"0"))
+    worker.snapshot_taken(RUN, 1, "snapshots/0", 0)
+    assert ends.call(ends.bus.cancel_line(RUN, failure("finished"))) == 2
+    assert ends.call(ends.bus.end_run(RUN)) == "snapshots/0"
+    assert ends.result(0) == Result(data=b"0")
+    assert ends.result(2) == failure("finished")
+    with pytest.raises(Fenced):
+        worker.done(job(1), 1, Result(data=b"1"))
+    with pytest.raises(NotFound):
+        ends.submit(3)
+    assert worker.notices().ended == {RUN}
+    assert ends.taken(worker) == []
+    left = {key.decode().split(":")[0] for key in worker.redis.keys("*")}
+    assert left <= {"fut", "res", "done", "ctl", "trace", "beats", "lease", "model", "models",
+                    "workers", "inbox", "bell", "live"}  # fmt: skip
+
+
+def test_a_seq_out_of_all_reach_is_refused_for_good(ends: Ends) -> None:
+    ends.submit(0)
+    ends.submit(20_000 - 1)
+    with pytest.raises(BadRequest, match="20000"):
+        ends.submit(20_000)

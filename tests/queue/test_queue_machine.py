@@ -26,6 +26,7 @@ LEASE_MS = 3_600_000
 class Memory:
     epoch: int
     state: list[int]
+    last: int = -1
     claimed: deque[Job] = field(default_factory=deque)
 
 
@@ -100,9 +101,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.workers.append(Worker(queue))
 
     @precondition(lambda self: self.workers)
-    @rule(pick=st.integers(0, 9), budget=st.integers(1, 3))
-    def take(self, pick: int, budget: int) -> None:
-        self._take(self._pick(pick), budget)
+    @rule(pick=st.integers(0, 9), budget=st.integers(1, 3), lost=st.booleans())
+    def take(self, pick: int, budget: int, lost: bool) -> None:
+        """The answer may be lost on its way; what was asked stands, and is asked again."""
+        self._take(self._pick(pick), budget, lost)
 
     @precondition(lambda self: self.workers)
     @rule(pick=st.integers(0, 9))
@@ -177,13 +179,18 @@ class QueueMachine(RuleBasedStateMachine):
             expected = [seq for seq in range(contiguous) if seq not in self.tombstones[run]]
             assert self.acknowledged[run] == expected
 
-    def _take(self, worker: Worker, budget: int) -> None:
+    def _take(self, worker: Worker, budget: int, lost: bool = False) -> None:
         worker.news |= worker.queue.news() | set(worker.runs)
-        for taken in worker.queue.take(sorted(worker.news), budget):
+        at = {run: _taken_of(worker.runs.get(run)) for run in sorted(worker.news)}
+        answer = worker.queue.take(at, budget)
+        if lost:
+            return
+        for taken in answer:
             memory = worker.runs.get(taken.run_id)
             if memory is None or memory.epoch != taken.epoch:
                 state = self._rebuild(worker.queue, taken.run_id)
                 memory = worker.runs[taken.run_id] = Memory(taken.epoch, state)
+            memory.last = taken.last
             memory.claimed.extend(taken.jobs)
         worker.news.clear()
 
@@ -213,6 +220,10 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _await(self, coroutine: object) -> None:
         self.loop.run_until_complete(coroutine)  # type: ignore[arg-type]
+
+
+def _taken_of(memory: Memory | None) -> tuple[int, int]:
+    return (memory.epoch, memory.last) if memory else (0, -1)
 
 
 def _job(run: str, seq: int) -> Job:

@@ -1,7 +1,7 @@
 """Who is in work together, by hand."""
 
 from tinsmith.protocol.jobs import Job, Kind
-from tinsmith_worker.scheduler import MAX_IN_WORK, Scheduler
+from tinsmith_worker.scheduler import SHARED_IN_WORK, Scheduler
 
 
 def job(name: str, kind: Kind = Kind.FORWARD_BACKWARD, tokens: int = 10) -> Job:
@@ -78,8 +78,44 @@ def test_a_tenant_with_a_long_queue_does_not_hold_up_a_small_one() -> None:
 
 
 def test_only_so_many_gradients_are_gathered_at_once() -> None:
-    made = scheduler(*(job(f"a/{seq}", tokens=0) for seq in range(MAX_IN_WORK + 5)))
-    assert len(made.next_passes()) == MAX_IN_WORK
+    made = scheduler(*(job(f"a/{seq}", tokens=0) for seq in range(SHARED_IN_WORK + 5)))
+    assert len(made.next_passes()) == SHARED_IN_WORK
+    made.add(job("b/1"), "tiny", "another")
+    assert names(made.next_passes()) == ["b/1"]
+
+
+def test_an_organization_with_nothing_in_work_waits_for_no_one_elses_budget() -> None:
+    made = scheduler(*(job(f"a/{seq}", tokens=60) for seq in range(3)))
+    assert names(made.next_passes()) == ["a/0"]
+    made.add(job("b/1", tokens=60), "tiny", "another")
+    [small] = made.next_passes()
+    assert small.request_id == "b/1"
+    assert made.is_first(small)
+    made.add(job("b/2", tokens=60), "tiny", "another")
+    assert made.next_passes() == []
+
+
+def test_organizations_take_turns_however_many_runs_each_has() -> None:
+    made = Scheduler(max_tokens_in_work=8 * 16)
+    for run in range(8):
+        made.add(job(f"large{run}/1", tokens=16), "tiny", "large")
+    for seq in range(8):
+        made.add(job(f"small/{seq}", tokens=16), "tiny", "small")
+    begun = names(made.next_passes())
+    assert sum(name.startswith("small") for name in begun) == 4
+    assert len(begun) == 8
+
+
+def test_turns_are_counted_in_tokens() -> None:
+    made = Scheduler(max_tokens_in_work=160)
+    for seq in range(20):
+        made.add(job(f"long/{seq}", tokens=40), "tiny", "long")
+        made.add(job(f"short/{seq}", tokens=10), "tiny", "short")
+    begun = names(made.next_passes())
+    assert begun.count("long/0") == 1
+    tokens = {who: sum(size for name in begun if name.startswith(who)) for who, size in
+              (("long", 40), ("short", 10))}  # fmt: skip
+    assert tokens == {"long": 80, "short": 80}
 
 
 def test_a_run_that_moved_away_leaves_nothing_but_what_is_in_work() -> None:

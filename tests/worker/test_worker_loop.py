@@ -267,7 +267,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize("command", ["take", "done", "news", "cancellations"])
+@pytest.mark.parametrize("command", ["take", "done", "news", "notices"])
 def test_what_redis_did_without_our_hearing_of_it_is_done_once(house: House, command: str) -> None:
     worker = house.worker()
     house.create("twin", "r")
@@ -366,7 +366,7 @@ def test_a_failed_op_is_answered_in_its_turn_and_those_behind_it_run(house: Hous
     assert loss_of(first) == loss_of(last)
     assert not step.failed
     assert worker._scheduler.lines == {}
-    assert (worker._scheduler._tokens, worker._scheduler._requests) == (0, 0)
+    assert (worker._scheduler._tokens, worker._scheduler._in_work.total()) == (0, 0)
 
 
 def test_what_take_left_behind_is_taken_without_waiting_for_a_bell(
@@ -410,7 +410,7 @@ def test_a_run_that_moves_in_the_middle_of_a_pass(house: House, many: int) -> No
     zombie.turn()
     assert zombie._training == {}
     assert zombie._scheduler.lines == {}
-    assert (zombie._scheduler._tokens, zombie._scheduler._requests) == (0, 0)
+    assert (zombie._scheduler._tokens, zombie._scheduler._in_work.total()) == (0, 0)
     results = house.until(heir, *(f"r:{seq}" for seq in range(1, many + 1)), "stays:1")
     assert not any(one.failed for one in results)
 
@@ -513,7 +513,7 @@ def test_several_ops_of_a_run_that_cannot_be_rebuilt_and_has_moved(
     monkeypatch.setattr(zombie._runs, "_rebuild", damaged)
     zombie._begin()
     assert zombie._scheduler.lines == {}
-    assert (zombie._scheduler._tokens, zombie._scheduler._requests) == (0, 0)
+    assert (zombie._scheduler._tokens, zombie._scheduler._in_work.total()) == (0, 0)
     assert not any(one.failed for one in house.until(heir, "r:1", "r:2", "r:3"))
 
 

@@ -19,7 +19,7 @@ from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.training import Work
 from tinsmith_worker.engine.values import InvalidInput
 from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged
-from tinsmith_worker.queue import Fenced, Queue
+from tinsmith_worker.queue import Fenced, Queue, Taken
 from tinsmith_worker.runs import Resident, Runs
 from tinsmith_worker.samples import SamplingDesk
 from tinsmith_worker.saver import Saver
@@ -41,6 +41,11 @@ class Home:
 
     base_model: str
     epoch: int
+    taken: int = -1
+    """The last seq of it that TAKE has given."""
+
+
+_UNKNOWN = Home("", 0)
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ class Worker:
 
     def _intake(self) -> None:
         self._take_samples()  # before waiting: their bell may have rung for others only
-        if self._computing or self._news:  # of which TAKE has left some
+        if self._computing or self._takeable:  # of which TAKE has left some
             self._news |= self._queue.news()
         else:
             self._news |= self._queue.wait(self._models, _HOUSEKEEPING_SECONDS)
@@ -169,10 +174,15 @@ class Worker:
             desk.retake()
         self._out_of_touch = False
 
-    def _cancel(self) -> None:
-        cancelled = self._queue.cancellations()
+    def _heed_notices(self) -> None:
+        notices = self._queue.notices()
         for desk in self._desks.values():
-            desk.cancel(cancelled)
+            desk.cancel(notices.cancelled)
+        for run_id in notices.resting:
+            if not self._scheduler.busy_with(run_id):
+                self._runs.drop(run_id)
+        for run_id in notices.ended & self._homes.keys():
+            self._let_go(run_id)
 
     @property
     def _computing(self) -> bool:
@@ -183,30 +193,39 @@ class Worker:
         )
 
     def _take(self) -> None:
-        if not self._news:
+        asked = self._takeable
+        if not asked:
             return
-        taken = self._queue.take(sorted(self._news), self._settings.max_pass_tokens)
-        self._news = {line.run_id for line in taken if line.status == "more"}
+        homes = {run_id: self._homes.get(run_id, _UNKNOWN) for run_id in sorted(asked)}
+        at = {run_id: (home.epoch, home.taken) for run_id, home in homes.items()}
+        taken = self._queue.take(at, self._settings.max_pass_tokens)
+        self._news -= asked
+        self._news |= {line.run_id for line in taken if line.status == "more"}
         for line in taken:
-            home = self._home(line.run_id, line.epoch)
+            self._settle_in(line)
             for job in line.jobs:
-                self._scheduler.add(job, home.base_model)
+                self._scheduler.add(job, line.base_model, line.organization)
             if line.status == "gap" and not line.jobs:
                 self._gaps.setdefault(line.run_id, time.monotonic())
-                self._close_gap_in_time(line.run_id, line.epoch)
+                self._close_gap_in_time(line)
             else:
                 self._gaps.pop(line.run_id, None)
 
-    def _home(self, run_id: str, epoch: int) -> Home:
+    @property
+    def _takeable(self) -> set[str]:
+        """Runs with news of which not enough waits here already."""
+        most = self._settings.max_pass_tokens
+        return {run_id for run_id in self._news if self._scheduler.has_room(run_id, most)}
+
+    def _settle_in(self, line: Taken) -> None:
         """Under a new epoch, what was claimed under an old one has been taken again."""
-        home = self._homes.get(run_id)
-        if home is None or home.epoch != epoch:
-            self._forget(run_id)
-            home = self._homes[run_id] = Home(self._queue.record(run_id).base_model, epoch)
-        return home
+        home = self._homes.get(line.run_id)
+        if home is None or home.epoch != line.epoch:
+            self._forget(line.run_id)
+        self._homes[line.run_id] = Home(line.base_model, line.epoch, line.last)
 
     def _housekeep(self) -> None:
-        self._cancel()
+        self._heed_notices()
         now = time.monotonic()
         if now - self._housekept < _HOUSEKEEPING_SECONDS:
             return
@@ -220,10 +239,10 @@ class Worker:
             desk.rescue()
             desk.try_again()
 
-    def _close_gap_in_time(self, run_id: str, epoch: int) -> None:
-        if time.monotonic() - self._gaps[run_id] < self._settings.gap_seconds:
+    def _close_gap_in_time(self, line: Taken) -> None:
+        if time.monotonic() - self._gaps[line.run_id] < self._settings.gap_seconds:
             return
-        seq_id = self._queue.record(run_id).done + 1
+        seq_id = line.last + 1
         waited = f"{self._settings.gap_seconds:g} s"
         missing = failure(f"seq_id: request {seq_id} of this run did not arrive within {waited}.")
         behind = failure(
@@ -231,8 +250,8 @@ class Worker:
             "which waited behind it, was not run. Send both again under new numbers.",
             "server",
         )
-        self._queue.close_gap(run_id, epoch, missing, behind)
-        del self._gaps[run_id]
+        self._queue.close_gap(line.run_id, line.epoch, missing, behind)
+        del self._gaps[line.run_id]
 
     # Schedule and run
 
@@ -261,6 +280,10 @@ class Worker:
             return _InWork(job, resident)
         except RedisError:
             raise
+        except Fenced:  # it has ended
+            self._scheduler.finished(job)
+            self._let_go(job.run_id)
+            return None
         except Exception as error:  # noqa: BLE001 - a damaged run fails alone
             self._hand_over(job, epoch, self._accident(job, error))
             return None
@@ -301,7 +324,7 @@ class Worker:
             work = Work(run=state, data=[], loss_fn="", loss_fn_config={})
             trainer.refuse(work, str(error))
         else:
-            trainer.add(work)
+            trainer.add(work, first=self._scheduler.is_first(one.job))
         self._training[id(work)] = one
 
     def _train(self) -> float:
@@ -334,7 +357,7 @@ class Worker:
                 desk.step()
             if time.monotonic() - began >= room:
                 return
-            self._cancel()
+            self._heed_notices()
             self._take_samples()
 
     def _finish_saves(self) -> None:

@@ -7,15 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 import structlog
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisAway
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisSilent
+from redis.retry import Retry
 from tinsmith.protocol import keys
 from tinsmith.protocol.jobs import DrawnToken, Job, Kind, ModelCard, Result
 from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
@@ -24,9 +27,24 @@ from tinsmith_worker.usage import sample_usage
 
 _log = structlog.get_logger()
 RESULT_TTL_MS = 6 * 3600 * 1000
+_PATIENCE_SECONDS = 0.5
+_TURN_TOKENS = 1024
+"""Of sampling, that a tenant may take before it is the next one's turn."""
 _TOLD_STEPS, _TOLD_SECONDS = 4096, 3600
 _SCRIPTS = Path(__file__).parent / "scripts"
-_NAMES = ("take", "done", "snap", "adopt", "retake", "close_gap", "sample_done", "point_slot")
+_PARTS = {
+    "take": ("take",),
+    "done": ("release", "finished", "done"),
+    "snap": ("snap",),
+    "adopt": ("adopt",),
+    "retake": ("retake",),
+    "close_gap": ("release", "close_gap"),
+    "take_samples": ("take_samples",),
+    "rescue_samples": ("rescue_samples",),
+    "sample_done": ("release", "finished", "sample_done"),
+    "point_slot": ("point_slot",),
+}
+T = TypeVar("T")
 _FULL = ("MISCONF", "OOM")
 """How Redis begins to say that its disk or its memory is full."""
 
@@ -40,6 +58,10 @@ class Taken:
     run_id: str
     epoch: int
     status: str
+    organization: str
+    base_model: str
+    last: int
+    """The seq up to which this worker has now taken the run."""
     jobs: list[Job] = field(default_factory=list)
 
 
@@ -61,41 +83,55 @@ class RunRecord:
     snapshot_seq: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SampleTicket:
-    """A sampling job and the stream entry that must be acknowledged with its result."""
+    """A sampling job that this worker has taken."""
 
     base_model: str
-    entry_id: str
     request_id: str
     body: bytes
 
 
+@dataclass(frozen=True)
+class Notices:
+    """Sampling jobs that are cancelled; runs that need no memory now; runs that have ended."""
+
+    cancelled: set[str]
+    resting: set[str]
+    ended: set[str]
+
+
 class Queue:
     def __init__(self, redis_url: str, worker: str) -> None:
-        self.redis: Any = Redis.from_url(redis_url)  # its stubs mix the sync and async answers
+        # Its stubs mix the sync and async answers. It may not try again by itself: whether an answer
+        # was lost must be known here, for what a list has given is gone from it.
+        self.redis: Any = Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0))
         self.worker = worker
         self.patient = True
         """Whether a result waits for a Redis that is away; false once the worker is to stop."""
         self._ctl_last = "0"
         self._cards: list[ModelCard] = []
-        for name in _NAMES:
-            script = self.redis.register_script(_script(name))
-            setattr(self, f"_{name}", script)
+        for name, parts in _PARTS.items():
+            text = "\n".join((_SCRIPTS / f"{part}.lua").read_text() for part in parts)
+            setattr(self, f"_{name}", self.redis.register_script(text))
 
     def _run(self, script: str, *args: object) -> Any:
         return getattr(self, f"_{script}")(keys=[], args=list(args))
 
     def _tell(self, script: str, *args: object) -> Any:
-        """Until Redis has heard it: a result is computed once, and telling it again changes nothing."""
+        """A result is computed once, and telling it again changes nothing."""
+        return self._patiently(lambda: self._run(script, *args))
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Until Redis answers; for what may be asked twice, in the middle of work."""
         while True:
             try:
-                return self._run(script, *args)
+                return ask()
             except RedisError as error:
                 if not (self.patient and _will_pass(error)):
                     raise
-                _log.warning("result_waits_for_redis", error=type(error).__name__)
-                time.sleep(1.0)
+                _log.warning("work_waits_for_redis", error=type(error).__name__)
+                time.sleep(_PATIENCE_SECONDS)
 
     # Presence
 
@@ -117,13 +153,6 @@ class Queue:
         for card in self._cards:
             self.redis.set(keys.model(card.name), msgspec.json.encode(card))
             self.redis.sadd(keys.MODELS, card.name)
-            try:
-                self.redis.xgroup_create(
-                    keys.sampling(card.name), keys.SAMPLER_GROUP, id="0", mkstream=True
-                )
-            except ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
 
     def withdraw(self, base_models: Iterable[str]) -> None:
         """Take no new run; the runs that are here wait for whoever adopts them."""
@@ -149,9 +178,17 @@ class Queue:
         names = self.redis.lpop(keys.inbox(self.worker), 1000)
         return {name.decode() for name in names or ()}
 
-    def take(self, run_ids: Iterable[str], max_tokens: int) -> list[Taken]:
-        rows = self._run("take", self.worker, max_tokens, *run_ids)
-        return [_taken(row) for row in rows]
+    def take(self, taken: Mapping[str, tuple[int, int]], max_tokens: int) -> list[Taken]:
+        """The next ops of each run, up to so many tokens of each.
+
+        `taken`: the epoch and the last seq that this worker has taken of it; (0, -1) of a new one.
+        """
+        args = [value for run_id, at in taken.items() for value in (run_id, *at)]
+        return [_taken(row) for row in self._run("take", self.worker, max_tokens, *args)]
+
+    def homed(self) -> set[str]:
+        """Every run that this worker is home to."""
+        return set(self._members(keys.owned(self.worker)))
 
     def retake(self) -> list[Retaken]:
         """Every run of ours under a new epoch; what was claimed of it waits again."""
@@ -191,24 +228,26 @@ class Queue:
 
     def snapshot_taken(self, run_id: str, epoch: int, snapshot: str, seq_id: int) -> str:
         """Record a snapshot; answers the one that it replaces."""
-        answer = self._run("snap", self.worker, epoch, run_id, snapshot, seq_id)
+        answer = self._tell("snap", self.worker, epoch, run_id, snapshot, seq_id)
         if answer is None:
             raise Fenced(run_id)
         return cast(bytes, answer).decode()
 
     def point_slot(self, run_id: str, seq_id: int, folder: str) -> None:
         """The folder that the run's inflight samplers use from now on, unless a later op was first."""
-        self._run("point_slot", run_id, seq_id, folder)
+        self._tell("point_slot", run_id, seq_id, folder)
 
     def close_gap(self, run_id: str, epoch: int, missing: Result, behind: Result) -> int:
         args = (self.worker, epoch, run_id, missing.data, behind.data, RESULT_TTL_MS)
-        return cast(int, self._run("close_gap", *args))
+        return cast(int, self._tell("close_gap", *args))
 
     # Recovery
 
     def record(self, run_id: str) -> RunRecord:
         fields = ("base_model", "epoch", "done", "snapshot", "snapshot_seq")
-        values = self.redis.hmget(keys.run(run_id), list(fields))
+        values = self._patiently(lambda: self.redis.hmget(keys.run(run_id), list(fields)))
+        if values[0] is None:
+            raise Fenced(run_id)  # it has ended
         base_model, epoch, done, snapshot, snapshot_seq = (value.decode() for value in values)
         return RunRecord(
             base_model=base_model,
@@ -220,11 +259,11 @@ class Queue:
 
     def replay_log(self, run_id: str) -> list[Job]:
         """The ops since the last snapshot that changed the run, in order, with their bodies."""
-        entries = self.redis.lrange(keys.log(run_id), 0, -1)
+        entries = self._patiently(lambda: self.redis.lrange(keys.log(run_id), 0, -1))
         jobs = []
         for entry in entries:
             request_id, kind = entry.decode().split(" ")
-            body = cast(bytes | None, self.redis.get(keys.payload(request_id)))
+            body = self._patiently(partial(self.redis.get, keys.payload(request_id)))
             jobs.append(
                 Job(
                     request_id=request_id,
@@ -260,66 +299,36 @@ class Queue:
     # Sampling
 
     def take_samples(self, base_model: str, count: int) -> list[SampleTicket]:
-        """New sampling jobs, and those that a dead worker left behind."""
-        stream = keys.sampling(base_model)
-        answer = cast(
-            Any,
-            self.redis.xreadgroup(keys.SAMPLER_GROUP, self.worker, {stream: ">"}, count=count),
-        )
-        return [
-            ticket for entry in _entries(answer) if (ticket := self._ticket(base_model, *entry))
-        ]
+        """The next sampling jobs, tenants taking turns."""
+        flat = self._run("take_samples", self.worker, base_model, count, _TURN_TOKENS)
+        pairs = zip(*[iter(flat)] * 2, strict=True)
+        return [SampleTicket(base_model, request.decode(), body) for request, body in pairs]
 
     def retake_samples(self, base_model: str) -> list[SampleTicket]:
         """Everything that was handed to us and has no result yet, whether or not we heard of it."""
-        answer = self.redis.xreadgroup(
-            keys.SAMPLER_GROUP, self.worker, {keys.sampling(base_model): "0"}
-        )
-        found = [self._ticket(base_model, *entry) for entry in _entries(answer)]
-        return [ticket for ticket in found if ticket]
-
-    def rescue_samples(self, base_model: str) -> list[SampleTicket]:
-        stream, tickets = keys.sampling(base_model), []
-        for consumer in self.redis.xinfo_consumers(stream, keys.SAMPLER_GROUP):
-            name = consumer["name"].decode()
-            if name == self.worker or self.redis.exists(keys.lease(name)):
-                continue
-            if consumer["pending"]:
-                pending = cast(
-                    Any,
-                    self.redis.xpending_range(
-                        stream, keys.SAMPLER_GROUP, "-", "+", 1000, consumername=name
-                    ),
-                )
-                ids = [row["message_id"] for row in pending]
-                claimed = cast(
-                    Any, self.redis.xclaim(stream, keys.SAMPLER_GROUP, self.worker, 0, ids)
-                )
-                found = [self._ticket(base_model, *entry) for entry in claimed]
-                tickets += [ticket for ticket in found if ticket]
+        tickets = []
+        for request_id in self._members(keys.held(self.worker, base_model)):
+            body = cast(bytes | None, self.redis.get(keys.payload(request_id)))
+            if body is None:  # cancelled
+                self.redis.srem(keys.held(self.worker, base_model), request_id)
             else:
-                self.redis.xgroup_delconsumer(stream, keys.SAMPLER_GROUP, name)
+                tickets.append(SampleTicket(base_model, request_id, body))
         return tickets
 
-    def _ticket(self, base_model: str, entry_id: bytes, fields: Any) -> SampleTicket | None:
-        """None when the job was cancelled before anyone took it."""
-        request_id = fields[b"request"].decode()
-        body = cast(bytes | None, self.redis.get(keys.payload(request_id)))
-        if body is None:
-            stream = keys.sampling(base_model)
-            self.redis.xack(stream, keys.SAMPLER_GROUP, entry_id)
-            self.redis.xdel(stream, entry_id)
-            return None
-        return SampleTicket(
-            base_model=base_model, entry_id=entry_id.decode(), request_id=request_id, body=body
-        )
+    def rescue_samples(self, base_model: str) -> int:
+        """Let what dead workers held wait again; answers how many that were."""
+        return cast(int, self._run("rescue_samples", base_model))
 
     def keep_sequences(self, records: Mapping[str, Recorded]) -> None:
         """For a day, by sequence id."""
-        pipe = self.redis.pipeline(transaction=False)
-        for sequence_id, record in records.items():
-            pipe.set(keys.sequence(sequence_id), msgspec.msgpack.encode(record), ex=RECORD_SECONDS)
-        pipe.execute()
+
+        def keep() -> None:
+            pipe = self.redis.pipeline(transaction=False)
+            for name, record in records.items():
+                pipe.set(keys.sequence(name), msgspec.msgpack.encode(record), ex=RECORD_SECONDS)
+            pipe.execute()
+
+        self._patiently(keep)
 
     def tell_tokens(self, by_process: Mapping[str, Sequence[DrawnToken]]) -> None:
         """To the API processes that stream them. What gets lost comes once more with the result."""
@@ -337,8 +346,8 @@ class Queue:
         used = sample_usage(ticket.body, result)
         self._tell(
             "sample_done",
+            self.worker,
             ticket.base_model,
-            ticket.entry_id,
             ticket.request_id,
             int(result.failed),
             result.content,
@@ -349,15 +358,15 @@ class Queue:
             used.sampled,
         )
 
-    def cancellations(self) -> set[str]:
-        """Requests cancelled since the last look."""
+    def notices(self) -> Notices:
+        """What was announced on `ctl` since the last look."""
         answer = self.redis.xread({keys.CTL: self._ctl_last}, count=1000)
-        cancelled = set()
+        found: dict[bytes, set[str]] = {b"cancel": set(), b"rest": set(), b"leave": set()}
         for entry_id, fields in _entries(answer):
             self._ctl_last = entry_id.decode()
-            if b"cancel" in fields:
-                cancelled.add(fields[b"cancel"].decode())
-        return cancelled
+            for what in found.keys() & fields.keys():
+                found[what].add(fields[what].decode())
+        return Notices(found[b"cancel"], found[b"rest"], found[b"leave"])
 
     def _base_of(self, run_id: str) -> str:
         value = cast(bytes | None, self.redis.hget(keys.run(run_id), "base_model"))
@@ -405,15 +414,8 @@ def _will_pass(error: RedisError) -> bool:
     return isinstance(error, RedisAway | RedisSilent) or str(error).startswith(_FULL)
 
 
-def _script(name: str) -> str:
-    text = (_SCRIPTS / f"{name}.lua").read_text()
-    if name in ("done", "sample_done"):
-        return (_SCRIPTS / "finished.lua").read_text() + text
-    return text
-
-
 def _taken(row: Any) -> Taken:
-    run_id, epoch, status, flat = row
+    run_id, epoch, status, organization, base_model, last, flat = row
     jobs = [
         Job(
             request_id=request.decode(),
@@ -425,7 +427,15 @@ def _taken(row: Any) -> Taken:
         )
         for request, seq, kind, tokens, body in zip(*[iter(flat)] * 5, strict=True)
     ]
-    return Taken(run_id=run_id.decode(), epoch=int(epoch), status=status.decode(), jobs=jobs)
+    return Taken(
+        run_id=run_id.decode(),
+        epoch=int(epoch),
+        status=status.decode(),
+        organization=organization.decode(),
+        base_model=base_model.decode(),
+        last=int(last),
+        jobs=jobs,
+    )
 
 
 def _entries(answer: Any) -> list[tuple[bytes, Any]]:

@@ -23,6 +23,8 @@ from tinsmith_worker.queue import Queue, SampleTicket
 from tinsmith_worker.sampler_weights import NotThere, SamplerWeights
 from tinsmith_worker.store import StoreUnavailable
 
+_WAITING_HERE = 2
+"""Sequences that may wait at the worker, so that a place that falls free is filled at once."""
 _log = structlog.get_logger()
 
 
@@ -47,9 +49,10 @@ class SamplingDesk:
         return bool(self._tickets)
 
     def take(self) -> None:
-        free = self.max_jobs - len(self._tickets)
-        if free > 0:
-            for ticket in self.queue.take_samples(self.model.name, free):
+        """As many as have a place, and a few more: the turns of tenants are kept in the queue."""
+        room = self.sampler.room + _WAITING_HERE
+        if room > 0 and len(self._tickets) < self.max_jobs:
+            for ticket in self.queue.take_samples(self.model.name, room):
                 self._start(ticket)
 
     def retake(self) -> None:
@@ -58,8 +61,7 @@ class SamplingDesk:
             self._start(ticket)
 
     def rescue(self) -> None:
-        for ticket in self.queue.rescue_samples(self.model.name):
-            self._start(ticket)
+        self.queue.rescue_samples(self.model.name)
 
     def cancel(self, request_ids: set[str]) -> None:
         for request_id in request_ids & self._tickets.keys():

@@ -12,13 +12,14 @@ TinsmithError
  ├─ NotFound 404            absent, or someone else's: the caller cannot tell which
  ├─ Gone 410                a result that expired, or a future nobody knows
  ├─ Unprocessable 422       a body that does not parse
- ├─ TooMany 429            passes by waiting: a rate, or what is full just now
- └─ Unavailable 503         a part of the service is down
+ ├─ TooMany 429             not now: a limit is reached, and Retry-After says when to ask again
+ └─ Unavailable 503         a part of the service is down; this one and the last are retryable
 """
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import ClassVar
+from math import ceil
+from types import MappingProxyType
 
 
 class Category(StrEnum):
@@ -30,7 +31,7 @@ class Category(StrEnum):
 
 class TinsmithError(Exception):
     status = 400
-    headers: ClassVar[Mapping[str, str]] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
     category = Category.USER
 
     def __init__(self, message: str) -> None:
@@ -51,7 +52,7 @@ class Unauthorized(TinsmithError):
 
 
 class TokenInvalid(Unauthorized):
-    headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}  # noqa: RUF012 - never changed
+    headers = MappingProxyType({"WWW-Authenticate": 'Bearer error="invalid_token"'})
 
 
 class Forbidden(TinsmithError):
@@ -71,13 +72,14 @@ class Unprocessable(TinsmithError):
 
 
 class TooMany(TinsmithError):
-    """Only for what passes by waiting: the SDK repeats it."""
+    """Only for what passes by waiting: the SDK repeats it, and heeds a Retry-After of up to 60 s."""
 
     status = 429
+    category = Category.SERVER
 
-    def __init__(self, message: str, retry_after_seconds: int) -> None:
+    def __init__(self, message: str, wait_seconds: float) -> None:
         super().__init__(message)
-        self.headers = {"Retry-After": str(retry_after_seconds)}  # type: ignore[misc]
+        self.headers = {"Retry-After": str(min(60, max(1, ceil(wait_seconds))))}
 
 
 class Unavailable(TinsmithError):

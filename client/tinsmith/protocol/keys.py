@@ -2,10 +2,10 @@
 
 | key | type | what |
 |---|---|---|
-| run:{run} | HASH | tenant, base_model, owner (worker), epoch, claimed, done, snapshot, snapshot_seq |
-| q:{run} | ZSET | request by seq: waiting and running |
+| run:{run} | HASH | tenant, scopes, base_model, owner (worker), epoch, claimed, done, snapshot, snapshot_seq, snapshot_at, adopted_at |
+| q:{run} | ZSET | request by seq: waiting and running; of a sampling session too |
 | log:{run} | LIST | state-changing requests done since the last snapshot; bodies kept until covered |
-| fut:{request} | HASH | tenant, run, seq, kind, state (waiting, done, failed), content |
+| fut:{request} | HASH | tenant, run, seq, kind, state (waiting, done, failed), content, and until it has a result scopes, bytes, tokens |
 | pl:{request} | STRING | the job's body |
 | res:{request} | STRING | response bytes, ready to send, expiring |
 | owned:{worker} | SET | runs that the worker is home to |
@@ -13,7 +13,17 @@
 | lease:{worker} | STRING PX | liveness |
 | workers:{base} | ZSET | workers that hold the base model, by number of live runs |
 | models, model:{base} | SET, HASH | base models ever announced, what their workers say of them |
-| smp:{base} | STREAM + group | sampling jobs |
+| load:{scope} | HASH | requests, bytes, tokens and samples that wait or run in a scope |
+| runs:{scope} | SET | the scope's live runs |
+| rate:{scope} | HASH | requests and tokens that it may still submit now, and when that was counted |
+| paused:{scope} | STRING, seconds | why its last request was refused |
+| smp:{base} | LIST | tenants whose sampling jobs wait, in the order of their turns |
+| smp:{base}:balance | HASH | tokens that each of them may still take in its turn |
+| smp:{base}:of:{tenant} | LIST | a tenant's sampling jobs that wait |
+| held:{worker}:{base} | SET | sampling jobs that a worker has taken and not answered |
+| samplers:{base} | SET | workers that may hold some |
+| beats | ZSET | sessions by the second in which they were last heard of |
+| silent | ZSET | sessions released for their silence, by the second of that |
 | comp:{sampling session}:{clone} | LIST | completions in order, for retrieve_futures |
 | trace:{session} | LIST | finished requests: kind, request, submitted, ended (microseconds), state, tokens |
 | slot:{run} | HASH | seq and folder of the weights that the run's inflight samplers use |
@@ -23,20 +33,47 @@
 | clones:{sampling session} | STRING | how many clients have joined it |
 | usage | HASH | tokens by `hour|tenant|session|kind|base model`, not yet in the database |
 | usage:batches, usage:{batch} | SET, HASH | the same, on their way there |
+| done, ctl | STREAM | completions; cancellations, revocations, sessions that finish, runs that rest or leave |
 | step:{run} | HASH | loss, weight, drift, tokens of the passes since the run's last step |
 | steps | STREAM | steps taken and runs adopted, until they are in the database |
 | live:{tenant}:{second} | HASH, an hour | ten seconds' requests, failures, tokens and latencies |
 | jobs:{organization} | SET | its background jobs that may not have ended |
-| done, ctl | STREAM | completions; cancellations and revocations |
 """
 
 MODELS = "models"
 DONE = "done"
 STEPS = "steps"
 CTL = "ctl"
+BEATS = "beats"
+SILENT = "silent"
 USAGE = "usage"
 USAGE_BATCHES = "usage:batches"
-SAMPLER_GROUP = "samplers"
+SERVER_SCOPE = "server"
+"""A scope is what limits hold for: the server, an organization, a project, a key, a run or sampler."""
+
+
+def organization_scope(organization_id: str) -> str:
+    return f"org:{organization_id}"
+
+
+def project_scope(organization_id: str, project_id: str) -> str:
+    return f"project:{organization_id}/{project_id}"
+
+
+def key_scope(key_id: str) -> str:
+    return f"key:{key_id}"
+
+
+def run_scope(run_id: str) -> str:
+    return f"run:{run_id}"
+
+
+def load(scope: str) -> str:
+    return f"load:{scope}"
+
+
+def paused(scope: str) -> str:
+    return f"paused:{scope}"
 
 
 def run(run_id: str) -> str:
@@ -92,6 +129,10 @@ def sampling(base_model: str) -> str:
     return f"smp:{base_model}"
 
 
+def held(worker: str, base_model: str) -> str:
+    return f"held:{worker}:{base_model}"
+
+
 def completions(sampling_session_id: str, clone_id: int) -> str:
     return f"comp:{sampling_session_id}:{clone_id}"
 
@@ -127,10 +168,6 @@ def usage_batch(batch: str) -> str:
 def live(tenant: str, second: int) -> str:
     """The ten seconds that begin there."""
     return f"live:{tenant}:{second}"
-
-
-def heartbeat(session_id: str) -> str:
-    return f"hb:{session_id}"
 
 
 def jobs(organization_id: str) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from tinsmith_server.accounts.roles import Role
+from tinsmith_server.accounts.scopes import ALL, Scope
 
 
 @dataclass(frozen=True)
@@ -10,7 +11,10 @@ class Caller:
     key_id: str
     organization_id: str
     until: float | None = field(default=None, compare=False)
-    """When the token that it came with expires, in seconds since 1970; a key has no such end."""
+    """When the key, or the token that it came with, ends, in seconds since 1970, if it does."""
+    project_id: str | None = None
+    """The only project that is there for it; None for all of the organization's."""
+    scopes: frozenset[Scope] = field(default=ALL, compare=False)
 
 
 @dataclass(frozen=True)

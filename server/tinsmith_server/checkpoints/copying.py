@@ -21,6 +21,7 @@ from tinsmith_server.auth import Caller, User
 from tinsmith_server.checkpoints import placing, repository
 from tinsmith_server.checkpoints.ttl import expiry
 from tinsmith_server.db import Checkpoint, TrainingRun
+from tinsmith_server.reach import check_project
 from tinsmith_server.service import Served, Service
 from tinsmith_server.sessions.repository import project_name
 from tinsmith_server.wire import answer, read
@@ -36,6 +37,7 @@ async def copy_weights(request: Request, user: User, service: Served) -> Respons
         raise Unsupported("weights_access_token: ask the owner to publish the checkpoint instead.")
     source = TinkerPath.parse(body.source_path, "source_path")
     project_id = project_name(body.destination_project_id, "destination_project_id")
+    check_project(user, project_id, "destination_project_id")
     expires_at = expiry(body.ttl_seconds)
     request_id = _request_id(user, request.headers.get("x-idempotency-key"))
     async with service.db.begin() as sql:

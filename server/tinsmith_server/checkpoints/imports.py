@@ -26,6 +26,7 @@ from tinsmith_server.checkpoints import placing
 from tinsmith_server.checkpoints.repository import path_of
 from tinsmith_server.db import Database, TrainingRun
 from tinsmith_server.models.routes import model_card
+from tinsmith_server.reach import check_project
 from tinsmith_server.service import Served
 from tinsmith_server.sessions.repository import DEFAULT_PROJECT, project_name
 from tinsmith_server.settings import Settings
@@ -80,7 +81,8 @@ async def _begin(form: FormData, user: Caller, service: Served) -> Response:
             f"for {card.name} here."
         )
     name = checkpoint_name(_text(form, "name", "imported"), "name")
-    project_id = project_name(_text(form, "project_id", DEFAULT_PROJECT))
+    named = _text(form, "project_id", user.project_id or DEFAULT_PROJECT)
+    project_id = check_project(user, project_name(named))
     job_id = uuid.uuid4().hex
     await service.storage.write_folder(upload_prefix(job_id), _uploads(form))
     job = await service.jobs.enqueue(

@@ -11,6 +11,7 @@ from tinsmith.protocol.store_layout import checkpoint_prefix
 
 from tinsmith_server.auth import Caller
 from tinsmith_server.db import Checkpoint, TrainingRun, now
+from tinsmith_server.reach import own_by_run
 
 
 def prefix(checkpoint: Checkpoint) -> str:
@@ -70,6 +71,12 @@ async def taken(sql: AsyncSession, user: Caller, path: TinkerPath, request_id: s
     return (await sql.scalar(query.limit(1))) is not None
 
 
+async def copied_by(sql: AsyncSession, user: Caller, request_id: str) -> bool:
+    """Whether the request made a copy that is there for the caller."""
+    query = select(Checkpoint.id).where(_owned(user), Checkpoint.request_id == request_id)
+    return (await sql.scalar(query)) is not None
+
+
 async def visible_of_run(sql: AsyncSession, user: Caller, run_id: str) -> Sequence[Checkpoint]:
     """Of one's own run all of them, of someone else's the published ones."""
     query = select(Checkpoint).where(
@@ -127,7 +134,7 @@ def as_body(row: Checkpoint) -> bodies.Checkpoint:
 
 
 def _owned(user: Caller) -> ColumnElement[bool]:
-    return Checkpoint.organization_id == user.organization_id
+    return own_by_run(user, Checkpoint)
 
 
 def _under(path: TinkerPath) -> ColumnElement[bool]:

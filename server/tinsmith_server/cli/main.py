@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tinsmith.protocol.errors import TinsmithError
 
 from tinsmith_server.cli import checkpoints, evaluation, keys, members, models, up
+from tinsmith_server.cli.status import status
 from tinsmith_server.problems import Problem, describe_os_error
 from tinsmith_server.settings import Settings, SettingsError
 
@@ -31,6 +32,7 @@ app.add_typer(checkpoints.app, name="checkpoints")
 app.command("up")(up.up)
 app.command("demo")(up.demo)
 app.command("eval")(evaluation.evaluate)
+app.command("status")(status)
 
 
 def main() -> None:

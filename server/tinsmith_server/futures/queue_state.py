@@ -9,16 +9,23 @@ from tinsmith_server.service import Service
 
 
 async def pending(service: Service, user: Caller, request_id: str, future: FutureState) -> Pending:
-    """Paused while no worker of its base model lives; else it waits for its turn, or runs."""
+    """Paused while no worker of its base model lives, or while a limit keeps others like it out; else
+    it waits for its turn, or runs."""
     owner = request_id.rpartition(":")[0]
     if future.kind == Kind.SAMPLE:
         base_model = (await service.owners.sampler(user, owner)).base_model
     else:
         base_model = (await service.owners.run(user, owner)).base_model
-    if await service.bus.workers_of(base_model):
-        return Pending(request_id=request_id)
-    return Pending(
-        request_id=request_id,
-        queue_state="paused_capacity",
-        queue_state_reason=f"No worker that holds {base_model} is up just now.",
-    )
+    if not await service.bus.workers_of(base_model):
+        return Pending(
+            request_id=request_id,
+            queue_state="paused_capacity",
+            queue_state_reason=f"No worker that holds {base_model} is up just now.",
+        )
+    if refusal := await service.bus.refusals(request_id):
+        return Pending(
+            request_id=request_id,
+            queue_state=refusal.queue_state,
+            queue_state_reason=refusal.sentence,
+        )
+    return Pending(request_id=request_id)

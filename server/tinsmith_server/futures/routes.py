@@ -5,13 +5,16 @@ import random
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from tinsmith.protocol.bodies import Completions, FutureRef, RetrieveFutures
-from tinsmith.protocol.errors import Gone
+from tinsmith.protocol.errors import Gone, NotFound
 from tinsmith.protocol.jobs import Content, Kind, Result
+from tinsmith.protocol.paths import session_of
 
-from tinsmith_server.auth import User
+from tinsmith_server.auth import Caller, User
+from tinsmith_server.bus import FutureState
+from tinsmith_server.checkpoints import repository as checkpoints
 from tinsmith_server.futures.json_results import as_json
 from tinsmith_server.futures.queue_state import pending
-from tinsmith_server.service import Served
+from tinsmith_server.service import Served, Service
 from tinsmith_server.wire import answer, read
 
 router = APIRouter()
@@ -28,8 +31,8 @@ def spread(poll_seconds: float) -> float:
 async def retrieve_future(request: Request, user: User, service: Served) -> Response:
     """The result in the form that Accept names; 408 while it is pending."""
     body = await read(request, FutureRef)
-    future = await service.bus.future(body.request_id)
-    if future is None or future.tenant != user.organization_id:
+    future = await service.bus.future(body.request_id, user.organization_id)
+    if future is None or not await _in_reach(service, user, body.request_id, future):
         raise Gone(
             f"request_id: {body.request_id[:160]!r} is unknown; its result may have expired."
         )
@@ -41,6 +44,21 @@ async def retrieve_future(request: Request, user: User, service: Served) -> Resp
     if future.kind in (Kind.SAVE_WEIGHTS, Kind.SAVE_WEIGHTS_FOR_SAMPLER):
         result = await service.checkpoints.settle(body.request_id, result)
     return _render(result, request.headers.get("accept", ""))
+
+
+async def _in_reach(service: Service, user: Caller, request_id: str, future: FutureState) -> bool:
+    if future.tenant != user.organization_id:
+        return False
+    if user.project_id is None:
+        return True
+    if request_id.startswith("copy:"):
+        async with service.db.begin() as sql:
+            return await checkpoints.copied_by(sql, user, request_id)
+    try:
+        await service.owners.session(user, session_of(request_id))
+    except NotFound:
+        return False
+    return True
 
 
 def _render(result: Result, accept: str) -> Response:

@@ -6,11 +6,12 @@ from tinsmith.protocol.errors import NotFound
 
 from tinsmith_server.auth import Caller
 from tinsmith_server.db import CustomLoss
+from tinsmith_server.reach import reaches
 
 
 async def graph_of(sql: AsyncSession, user: Caller, loss_id: str) -> bytes:
     row = await sql.get(CustomLoss, loss_id)
-    if row is None or row.organization_id != user.organization_id:
+    if row is None or not await reaches(sql, user, row):
         raise NotFound(f"loss_fn_config.loss_id: there is no custom loss {loss_id[:120]!r}.")
     return row.graph
 

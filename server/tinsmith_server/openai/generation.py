@@ -25,7 +25,9 @@ from tinsmith.protocol.jobs import DrawnToken, Failure, Job, Kind, Result, Sampl
 from tinsmith_server.auth import Caller
 from tinsmith_server.db import Session
 from tinsmith_server.openai.naming import Model
+from tinsmith_server.sampling.routes import most_tokens
 from tinsmith_server.service import Service
+from tinsmith_server.sessions.repository import DEFAULT_PROJECT
 
 _LOOK_AGAIN_SECONDS = 20.0
 Top = list[tuple[int, float]]
@@ -122,9 +124,12 @@ class Generation:
             seq_id=index,
             kind=Kind.SAMPLE,
             body=encode(body),
+            num_tokens=most_tokens(body),
         )
-        bus = self._service.bus
-        await bus.submit_sample(self._user.organization_id, body.base_model, job, 0)
+        bounds = await self._service.bounds(self._user, DEFAULT_PROJECT, self._run_id)
+        await self._service.bus.submit_sample(
+            self._user.organization_id, body.base_model, job, 0, bounds, width=body.num_samples
+        )
 
     # Reading
 
@@ -260,7 +265,7 @@ async def _ensure_session(service: Service, user: Caller) -> None:
                     Session(
                         id=name,
                         organization_id=user.organization_id,
-                        project_id="default",
+                        project_id=user.project_id or "default",
                         display_name="OpenAI-compatible endpoint",
                         sdk_version="",
                         tags=["openai"],

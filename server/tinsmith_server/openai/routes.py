@@ -71,7 +71,9 @@ async def chat_completions(
     return await answered(request, chatter.whole())
 
 
-@endpoint.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+@endpoint.api_route(
+    "/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False
+)
 async def nothing_else(rest: str, request: Request) -> Response:
     raise NotFound(
         f"There is no {request.method} /v1/{rest[:80]} here; there are models, completions and "

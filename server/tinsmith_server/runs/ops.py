@@ -32,13 +32,16 @@ async def submit_op(
     if op.seq_id < 1:
         raise BadRequest(f"seq_id: {op.seq_id} is not a number from 1.")
     run = await service.owners.run(user, op.model_id)
-    still_open(await service.owners.session(user, session_of(run.id)))
+    session = still_open(await service.owners.session(user, session_of(run.id)))
+    bounds = await service.bounds(user, session.project_id, run.id)
     request_id = training_request_id(run.id, op.seq_id)
     try:
         body = await make_body(run)
     except TinsmithError as error:
         refusal = failure(error.message)
-        await service.bus.submit_failed(user.organization_id, run.id, op.seq_id, kind, refusal)
+        await service.bus.submit_failed(
+            user.organization_id, run.id, op.seq_id, kind, refusal, bounds
+        )
         return request_id
     job = Job(
         request_id=request_id,
@@ -48,5 +51,5 @@ async def submit_op(
         body=body,
         num_tokens=num_tokens,
     )
-    await service.bus.submit(user.organization_id, run.base_model, job)
+    await service.bus.submit(user.organization_id, run.base_model, job, bounds)
     return request_id

@@ -90,12 +90,13 @@ async def _found_run(
 ) -> Response:
     """Record the run and queue its request 0; a repeat finds both there."""
     async with service.db.begin() as sql:
-        await open_session(sql, user, run.session_id)
+        session = await open_session(sql, user, run.session_id)
         if await sql.get(TrainingRun, run.id) is None:
             sql.add(run)
     request_id = training_request_id(run.id, 0)
     job = Job(request_id=request_id, run_id=run.id, seq_id=0, kind=kind, body=body)
-    await service.bus.submit(user.organization_id, run.base_model, job)
+    bounds = await service.bounds(user, session.project_id, run.id)
+    await service.bus.submit(user.organization_id, run.base_model, job, bounds)
     return answer(Submitted(request_id=request_id, model_id=run.id))
 
 

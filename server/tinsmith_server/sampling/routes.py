@@ -36,6 +36,7 @@ from tinsmith_server.wire import answer, decode, read, read_body
 router = APIRouter()
 _CLONE_STRIDE = 1_000_000_000
 _MAX_SAMPLES = 1024
+_UNSAID_TOKENS = 1024
 
 
 class SampleAddress(Body, kw_only=True, frozen=True):
@@ -91,26 +92,43 @@ async def asample(request: Request, user: User, service: Served) -> Response:
     raw = await read_body(request)
     address = decode(raw, SampleAddress)
     row = await service.owners.sampler(user, address.sampling_session_id)
-    still_open(await service.owners.session(user, row.session_id))
+    session = still_open(await service.owners.session(user, row.session_id))
     if not 1 <= address.num_samples <= _MAX_SAMPLES:
         raise BadRequest(f"num_samples: {address.num_samples} is not from 1 to {_MAX_SAMPLES}.")
     request_id = f"{row.id}:{address.seq_id}"
     clone_id = address.seq_id // _CLONE_STRIDE
+    body, num_tokens, refused = b"", 0, None
     try:
-        job = Job(
-            request_id=request_id,
-            run_id=row.id,
-            seq_id=address.seq_id,
-            kind=Kind.SAMPLE,
-            body=encode(_sample_job(decode(raw, Sample), row, await _weights(service, row))),
-        )
-        await service.bus.submit_sample(user.organization_id, row.base_model, job, clone_id)
+        sample = _sample_job(decode(raw, Sample), row, await _weights(service, row))
+        body, num_tokens = encode(sample), most_tokens(sample)
     except TinsmithError as error:
-        await service.bus.sample_failed(
-            user.organization_id, row.id, request_id, clone_id, failure(error.message)
-        )
+        refused = failure(error.message)
+    job = Job(
+        request_id=request_id,
+        run_id=row.id,
+        seq_id=address.seq_id,
+        kind=Kind.SAMPLE,
+        body=body,
+        num_tokens=num_tokens,
+    )
+    bounds = await service.bounds(user, session.project_id, row.id)
+    await service.bus.submit_sample(
+        user.organization_id,
+        row.base_model,
+        job,
+        clone_id,
+        bounds,
+        width=address.num_samples,
+        refused=refused,
+    )
     ids = [sequence_id(request_id, index) for index in range(address.num_samples)]
     return answer(Submitted(request_id=request_id, sample_sequence_ids=ids))
+
+
+def most_tokens(sample: SampleJob) -> int:
+    """Read and drawn, at most; without max_tokens, what a turn is reckoned with."""
+    drawn = _UNSAID_TOKENS if sample.params.max_tokens is None else sample.params.max_tokens
+    return len(sample.prompt) + sample.num_samples * max(0, drawn)
 
 
 async def _weights(service: Service, row: SamplingSession) -> str | None:
@@ -163,7 +181,7 @@ def _tokens(body: Sample) -> list[int]:
 
 @router.post("/cancel_future")
 async def cancel_future(request: Request, user: User, service: Served) -> Response:
-    """Best effort, samples only: a training op that was sent will take effect."""
+    """A sample, or an op of a run with all that was queued behind it. What is done stays done."""
     body = await read(request, FutureRef)
     future = await service.bus.future(body.request_id)
     if future is not None and future.tenant == user.organization_id:

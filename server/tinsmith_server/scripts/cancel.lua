@@ -4,6 +4,8 @@ local request, result, ttl = ARGV[1], ARGV[2], ARGV[3]
 local at = redis.call('HMGET', 'fut:' .. request, 'state', 'kind', 'run', 'clone')
 if at[1] ~= 'waiting' or at[2] ~= 'sample' then return 0 end
 local list = 'comp:' .. at[3] .. ':' .. at[4]
+release('fut:' .. request)
+redis.call('ZREM', 'q:' .. at[3], request)
 redis.call('HSET', 'fut:' .. request, 'state', 'failed', 'content', 'json')
 redis.call('PEXPIRE', 'fut:' .. request, ttl)
 redis.call('SET', 'res:' .. request, result, 'PX', ttl)

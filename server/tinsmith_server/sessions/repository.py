@@ -3,33 +3,25 @@
 A project is only a name that sessions share: it is there as soon as one of them is in it.
 """
 
-import re
 from collections.abc import Sequence
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.errors import BadRequest, NotFound
 
+from tinsmith_server.accounts.projects import check_project_name
 from tinsmith_server.auth import Caller
 from tinsmith_server.db import Session
+from tinsmith_server.reach import own_sessions, reaches
 
 DEFAULT_PROJECT = "default"
-_PROJECT = re.compile(r"[A-Za-z0-9_.:\-]{1,100}")
-
-
-def project_name(project_id: str, field: str = "project_id") -> str:
-    if not _PROJECT.fullmatch(project_id):
-        raise BadRequest(
-            f"{field}: {project_id[:80]!r} is not a project. Use 1 to 100 letters, digits, "
-            "'_', '-', '.' or ':'."
-        )
-    return project_id
+project_name = check_project_name
 
 
 async def owned_by(sql: AsyncSession, user: Caller, session_id: str) -> Session:
-    """The session, if it is the caller's organization's."""
+    """The session, if it is there for the caller."""
     row = await sql.get(Session, session_id)
-    if row is None or row.organization_id != user.organization_id:
+    if row is None or not await reaches(sql, user, row):
         raise NotFound(f"session_id: there is no session {session_id[:80]!r}.")
     return row
 
@@ -48,8 +40,6 @@ def still_open(session: Session) -> Session:
 async def page(sql: AsyncSession, user: Caller, limit: int, offset: int) -> Sequence[str]:
     """Their ids, newest first."""
     query = (
-        select(Session.id)
-        .where(Session.organization_id == user.organization_id)
-        .order_by(Session.created_at.desc(), Session.id)
+        select(Session.id).where(own_sessions(user)).order_by(Session.created_at.desc(), Session.id)
     )
     return (await sql.scalars(query.limit(limit).offset(offset))).all()

@@ -16,6 +16,7 @@ from tinsmith_server.accounts import audit
 from tinsmith_server.auth import User
 from tinsmith_server.db import SamplingSession, TrainingRun
 from tinsmith_server.paging import AccessScope, Limit, Offset
+from tinsmith_server.reach import check_project
 from tinsmith_server.service import Served
 from tinsmith_server.sessions import repository, search
 from tinsmith_server.sessions.liveness import beating
@@ -61,7 +62,7 @@ async def assign_project(
 ) -> Response:
     """Finished or not: what it made and used counts for the project from now on."""
     body = await read(request, AssignProject)
-    project_id = repository.project_name(body.project_id)
+    project_id = check_project(user, repository.project_name(body.project_id))
     async with service.db.begin() as sql:
         row = await repository.owned_by(sql, user, session_id)
         details = {"session_id": row.id, "project_id": project_id, "was": row.project_id}

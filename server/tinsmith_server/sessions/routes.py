@@ -9,8 +9,9 @@ from fastapi.responses import Response
 from tinsmith.protocol.bodies import CreateSession, FinishSession, SessionCreated, SessionRef
 from tinsmith.protocol.errors import BadRequest, Gone
 
-from tinsmith_server.auth import User
+from tinsmith_server.auth import Caller, User
 from tinsmith_server.db import Session, now
+from tinsmith_server.reach import check_project
 from tinsmith_server.service import Served
 from tinsmith_server.sessions import repository
 from tinsmith_server.wire import answer, read
@@ -27,7 +28,7 @@ async def create_session(request: Request, user: User, service: Served) -> Respo
     row = Session(
         id=f"sess-{secrets.token_hex(10)}",
         organization_id=user.organization_id,
-        project_id=repository.project_name(body.project_id or repository.DEFAULT_PROJECT),
+        project_id=_project(user, body.project_id),
         display_name=body.display_name,
         sdk_version=body.sdk_version[:40],
         user_metadata=metadata(body.user_metadata),
@@ -38,6 +39,11 @@ async def create_session(request: Request, user: User, service: Served) -> Respo
         sql.add(row)
     await service.bus.beat(row.id)
     return answer(SessionCreated(session_id=row.id))
+
+
+def _project(user: Caller, asked: str | None) -> str:
+    named = asked or user.project_id or repository.DEFAULT_PROJECT
+    return check_project(user, repository.project_name(named))
 
 
 @router.post("/session_heartbeat")
@@ -60,6 +66,7 @@ async def finish(session_id: str, request: Request, user: User, service: Served)
             row.finished_at, row.finish_reason = now(), body.reason.type
             row.finish_detail = body.detail and body.detail[:500]
     await service.owners.finished(session_id)
+    await service.liveness.end(session_id)
     return answer({})
 
 

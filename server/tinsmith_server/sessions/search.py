@@ -22,6 +22,7 @@ from tinsmith_server.accounts.urns import organization_urn
 from tinsmith_server.auth import Caller
 from tinsmith_server.checkpoints.repository import listed
 from tinsmith_server.db import Checkpoint, Session, TrainingRun
+from tinsmith_server.reach import own_sessions
 from tinsmith_server.sessions.repository import DEFAULT_PROJECT
 from tinsmith_server.times import in_utc
 
@@ -33,7 +34,7 @@ async def page(sql: AsyncSession, user: Caller, asked: SearchSessions) -> Sequen
     query = (
         select(Session)
         .where(
-            Session.organization_id == user.organization_id,
+            own_sessions(user),
             _owner(user, asked),
             _named(asked),
             _in_projects(asked),
@@ -49,7 +50,7 @@ async def page(sql: AsyncSession, user: Caller, asked: SearchSessions) -> Sequen
 
 async def _check_projects(sql: AsyncSession, user: Caller, project_ids: list[str]) -> None:
     query = select(Session.project_id).where(
-        Session.organization_id == user.organization_id, Session.project_id.in_(project_ids)
+        own_sessions(user), Session.project_id.in_(project_ids)
     )
     known = {DEFAULT_PROJECT, *(await sql.scalars(query.distinct())).all()}
     for project_id in project_ids:

@@ -127,6 +127,11 @@ class Sampler:
     def busy(self) -> bool:
         return bool(self._waiting or self._running)
 
+    @property
+    def room(self) -> int:
+        """Sequences that would find a place now; below 0 when some wait for one."""
+        return self._max_slots - sum(_width(one) for one in [*self._running, *self._waiting])
+
     def add(self, request: SampleRequest) -> None:
         """Refuses by field what can never run."""
         limit = token_limit(self._model, request)

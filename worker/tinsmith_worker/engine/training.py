@@ -176,8 +176,11 @@ class Trainer:
     def busy(self) -> bool:
         return bool(self._requests)
 
-    def add(self, work: Work) -> None:
-        """What cannot be run is refused when its turn to be settled comes."""
+    def add(self, work: Work, *, first: bool = False) -> None:
+        """What cannot be run is refused when its turn to be settled comes.
+
+        `first`: its first pass is the next one.
+        """
         try:
             config = losses.configure(work.loss_fn, work.loss_fn_config)
             losses.validate(
@@ -193,7 +196,7 @@ class Trainer:
         room = self._max_tokens, self._model.memory_tokens
         one = _Request(work, groups, config, *room, lessons)
         self._requests.append(one)
-        self._turns.append(one)
+        self._turns.insert(0 if first else len(self._turns), one)
 
     def refuse(self, work: Work, sentence: str) -> None:
         """Settle it with this error, behind the earlier requests of its run."""

@@ -17,6 +17,7 @@ for seq = first, tonumber(last) do
     redis.call('HSET', 'fut:' .. request, 'tenant', at[5], 'run', run, 'seq', seq, 'kind', 'missing')
   end
   if redis.call('HGET', 'fut:' .. request, 'state') ~= 'failed' then
+    release('fut:' .. request)
     redis.call('HSET', 'fut:' .. request, 'state', 'failed', 'content', 'json')
     redis.call('SET', 'res:' .. request, result, 'PX', ttl)
     redis.call('PEXPIRE', 'fut:' .. request, ttl)

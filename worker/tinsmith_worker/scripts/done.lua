@@ -10,7 +10,10 @@ local figures = ARGV[12] -- of a pass: loss, weight and drift of its tokens; of 
 local runkey, future = 'run:' .. run, 'fut:' .. request
 local at = redis.call('HMGET', runkey, 'owner', 'epoch')
 if at[1] ~= worker or at[2] ~= epoch then return 'fenced' end
-if redis.call('HGET', future, 'state') ~= 'waiting' then return 'known' end
+local state = redis.call('HGET', future, 'state')
+if not state then return 'fenced' end -- lost with Redis's last second: the run goes on without it
+if state ~= 'waiting' then return 'known' end
+release(future)
 redis.call('SET', 'res:' .. request, result, 'PX', ttl)
 redis.call('HSET', future, 'state', failed == '1' and 'failed' or 'done', 'content', content)
 redis.call('PEXPIRE', future, ttl)

@@ -1,13 +1,14 @@
--- DONE of a sampling job. The first result stands; a repeat only clears the stream.
--- ARGV: base_model entry request failed content result ttl_ms prefill cached sampled
+-- DONE of a sampling job. The first result stands; a repeat changes nothing.
+-- ARGV: worker base_model request failed content result ttl_ms prefill cached sampled
 -- The last three are tokens, counted by hour, organization, session, kind and base model.
-local base, entry, request, failed = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local worker, base, request, failed = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local content, result, ttl = ARGV[5], ARGV[6], ARGV[7]
-redis.call('XACK', 'smp:' .. base, 'samplers', entry)
-redis.call('XDEL', 'smp:' .. base, entry)
-redis.call('DEL', 'pl:' .. request)
+redis.call('SREM', 'held:' .. worker .. ':' .. base, request)
 local at = redis.call('HMGET', 'fut:' .. request, 'state', 'run', 'clone', 'tenant', 'at')
 if at[1] ~= 'waiting' then return 'known' end
+redis.call('DEL', 'pl:' .. request)
+redis.call('ZREM', 'q:' .. at[2], request)
+release('fut:' .. request)
 local state, list = failed == '1' and 'failed' or 'done', 'comp:' .. at[2] .. ':' .. at[3]
 redis.call('SET', 'res:' .. request, result, 'PX', ttl)
 redis.call('HSET', 'fut:' .. request, 'state', state, 'content', content)

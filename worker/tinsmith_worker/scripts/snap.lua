@@ -4,7 +4,9 @@
 local worker, epoch, run, snapshot, seq = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local at = redis.call('HMGET', 'run:' .. run, 'owner', 'epoch', 'snapshot')
 if at[1] ~= worker or at[2] ~= epoch then return nil end
-redis.call('HSET', 'run:' .. run, 'snapshot', snapshot, 'snapshot_seq', seq)
+local now = redis.call('TIME')
+redis.call('HSET', 'run:' .. run, 'snapshot', snapshot, 'snapshot_seq', seq,
+  'snapshot_at', string.format('%d%06d', now[1], now[2]))
 while true do
   local entry = redis.call('LINDEX', 'log:' .. run, 0)
   if not entry then break end

@@ -1,0 +1,33 @@
+-- TAKE of sampling jobs: deficit round-robin over the tenants that have some waiting, each charged
+-- after its turn with the tokens of what it got.
+-- ARGV: worker base_model room quantum. Answers {request, body, ...}: as many as fill so many places,
+-- by the sequences that each draws; the last may need more than are left.
+local worker, base, room, quantum = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local ring = 'smp:' .. base
+local balance, held = ring .. ':balance', 'held:' .. worker .. ':' .. base
+local jobs = {}
+while room > 0 do
+  local tenant = redis.call('LINDEX', ring, 0)
+  if not tenant then break end
+  local left = tonumber(redis.call('HGET', balance, tenant))
+  local request = left > 0 and redis.call('LPOP', ring .. ':of:' .. tenant)
+  if left <= 0 then
+    redis.call('HINCRBY', balance, tenant, quantum)
+    redis.call('LMOVE', ring, ring, 'LEFT', 'RIGHT')
+  elseif not request then -- nothing is saved up for later
+    redis.call('LPOP', ring)
+    redis.call('HDEL', balance, tenant)
+  else
+    local at = redis.call('HMGET', 'fut:' .. request, 'state', 'tokens', 'width')
+    local body = redis.call('GET', 'pl:' .. request)
+    if at[1] == 'waiting' and body then
+      redis.call('HINCRBY', balance, tenant, -math.max(tonumber(at[2]), 1))
+      redis.call('SADD', held, request)
+      room = room - at[3]
+      jobs[#jobs + 1] = request
+      jobs[#jobs + 1] = body
+    end
+  end
+end
+if #jobs > 0 then redis.call('SADD', 'samplers:' .. base, worker) end
+return jobs
