@@ -2,13 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from tinsmith_server import client_config, extensions
+from tinsmith_server import client_config, extensions, openapi
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
 from tinsmith_server.background import routes as background
@@ -88,8 +90,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await app.state.service.close()
 
     app = FastAPI(title="Tinsmith", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
     app.add_exception_handler(Exception, render_error)
     app.add_exception_handler(HTTPException, _render_http)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _render_parameters)  # type: ignore[arg-type]
     for expected in EXPECTED:
         app.add_exception_handler(expected, render_error)
     api = APIRouter(prefix=_PREFIX)
@@ -110,3 +114,10 @@ async def _render_http(request: Request, error: HTTPException) -> Response:
     """The framework's own: no such route, or not with this method. 404 either way is final."""
     status = 404 if error.status_code == 405 else error.status_code
     return answer({"detail": f"There is no {request.method} {request.url.path} here."}, status)
+
+
+async def _render_parameters(request: Request, error: RequestValidationError) -> Response:
+    """A parameter of the path or query that does not parse, in one sentence like every refusal."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:])
+    return answer({"detail": f"{name}: {first['msg']}."}, 422)

@@ -27,9 +27,11 @@ doc_to_choice: "{{{{choices}}}}"
 doc_to_target: "{{{{answer}}}}"
 metric_list: [{{metric: acc}}]
 """
-QUESTIONS = [
-    {"text": "w5 w9 w14", "choices": ["w3", "w22"], "answer": 0},
-    {"text": "w22 w41", "choices": ["w3", "w8"], "answer": 1},
+QUESTIONS: list[
+    dict[str, Any]
+] = [  # without w20 to w29: the tiny tokenizer's unknown word is w2, and splits them
+    {"text": "w5 w9 w14", "choices": ["w3", "w41 w8"], "answer": 0},
+    {"text": "w17 w41", "choices": ["w3", "w8"], "answer": 1},
     {"text": "w17 w8", "choices": ["w41", "w5"], "answer": 0},
 ]
 
@@ -69,11 +71,11 @@ def test_one_command_scores_a_checkpoint_as_the_sampler_does(
         found = scored(service, path, tmp_path)
         sampler = client.create_sampling_client(model_path=path)
         for question, scores in zip(QUESTIONS, found, strict=True):
-            for choice, score in zip(question["choices"], scores, strict=True):  # type: ignore[call-overload]
+            for choice, score in zip(question["choices"], scores, strict=True):
                 words = f"{question['text']} {choice}".split()
                 prompt = tinker.ModelInput.from_ints([int(word[1:]) for word in words])
-                expected = sampler.compute_logprobs(prompt).result(60)[-1]
-                assert expected is not None
+                logprobs = sampler.compute_logprobs(prompt).result(60)
+                expected = sum(filter(None, logprobs[-len(choice.split()) :]))
                 assert math.isclose(score, expected, abs_tol=1e-5)
 
 

@@ -4,6 +4,7 @@ RQ speaks to Redis synchronously: an API process asks from a thread.
 """
 
 import asyncio
+import re
 import uuid
 from typing import Any
 
@@ -21,6 +22,7 @@ KEPT_SECONDS = 24 * 3600
 """How long it can be told what became of a job, and how long the files that it made stay."""
 _LONGEST_SECONDS = 6 * 3600
 _DEATHS = 2
+_JOB_ID = re.compile(r"[A-Za-z0-9_\-]{1,80}")
 _LIVE = 8
 """Of an organization at a time: they share one queue, and what they make takes room."""
 
@@ -81,6 +83,8 @@ class BackgroundJobs:
         return await asyncio.to_thread(self._look, organization_id, job_id)
 
     def _look(self, organization_id: str, job_id: str) -> BackgroundJob:
+        if not _JOB_ID.fullmatch(job_id):
+            raise _not_found(job_id)
         try:
             job = Job.fetch(job_id, connection=self._redis, serializer=JSONSerializer)
         except NoSuchJobError:
