@@ -62,7 +62,7 @@ class Service:
         """The worker stands still until so many samples wait in the queue and their polls are held."""
         self.processes["worker"].suspend()
         yield
-        while self.redis.xlen(keys.sampling(BASE_MODEL)) < samples:
+        while int(self.redis.hget(keys.load(keys.SERVER_SCOPE), "samples") or 0) < samples:
             await asyncio.sleep(0.1)
         await asyncio.sleep(1.0)
         self.processes["worker"].resume()

@@ -2,6 +2,8 @@
 
 import subprocess
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 with warnings.catch_warnings(action="ignore"):  # it minds a missing XDG_RUNTIME_DIR
@@ -27,13 +29,20 @@ class Postgres:
 
     def crash_and_restart(self) -> None:
         """Every connection is torn; the server comes back from its log."""
-        with_options = ["-w", "-m", "immediate", "-o", f'-h "" -k {self._socket_folder}']
-        pg_ctl(
-            [*with_options, "-l", str(self._server.log), "restart"],
-            pgdata=self._server.pgdata,
-            user=self._server.system_user,
-            timeout=30,
-        )
+        with self.stopped():
+            pass
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Torn down as by a crash, and back from its log afterwards."""
+        options = ["-o", f'-h "" -k {self._socket_folder}', "-l", str(self._server.log)]
+        self._control("-m", "immediate", "stop")
+        yield
+        self._control(*options, "start")
+
+    def _control(self, *words: str) -> None:
+        server = self._server
+        pg_ctl(["-w", *words], pgdata=server.pgdata, user=server.system_user, timeout=30)
 
     def stop(self) -> None:
         try:

@@ -47,6 +47,15 @@ class TrainingClient:
         self._last_seq_id = 0
         self._turn = asyncio.Lock()  # first come, first served: the order of calls
 
+    @property
+    def base_url(self) -> str:
+        """Of the service that holds this run."""
+        return self._transport.base_url
+
+    @property
+    def api_key(self) -> str:
+        return self._transport.api_key
+
     def forward(
         self,
         data: Sequence[Datum],

@@ -136,6 +136,13 @@ class Bus:
         told = await self.redis.mget([keys.paused(scope) for scope in scopes.decode().split()])
         return next((Refusal.parse(row.split(b" ")) for row in told if row), None)
 
+    async def why_waiting(self, request_id: str, run_id: str) -> str | None:
+        """What the worker that has it says it waits for."""
+        for told in await self.redis.mget(keys.waits(request_id), keys.waits(run_id)):
+            if told is not None:
+                return cast(bytes, told).decode()
+        return None
+
     async def newest_weights(self, run_id: str) -> str | None:
         """Where the run's inflight samplers find their weights."""
         folder = cast(bytes | None, await self.redis.hget(keys.slot(run_id), "folder"))
@@ -309,6 +316,13 @@ class Bus:
 
     async def finish(self, session_id: str) -> None:
         await self.redis.xadd(keys.CTL, {"finish": session_id}, maxlen=10_000)
+
+    async def change_limits(self, organization_id: str) -> None:
+        await self.redis.xadd(keys.CTL, {"limits": organization_id}, maxlen=10_000)
+
+    def changed_limits(self) -> AsyncIterator[str]:
+        """Ids of organizations, as their limits are changed anywhere."""
+        return self._noticed("limits")
 
     def finished(self) -> AsyncIterator[str]:
         """Ids of sessions, as they are finished anywhere."""

@@ -5,7 +5,7 @@ A refusal is 429 with Retry-After: everything told here ends by itself, when oth
 or time has passed.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Self
 
@@ -60,15 +60,6 @@ class AccountLimits:
     organization: Limits = Limits()
     project: Limits = Limits()
     key: Limits = Limits()
-
-
-AskLimits = Callable[[Caller, str], Awaitable[AccountLimits]]
-"""Of a caller and the project of its session. Called at every submit: it must not ask SQL each time."""
-
-
-async def unlimited(user: Caller, project_id: str) -> AccountLimits:
-    """Where accounts carry no limits of their own."""
-    return AccountLimits()
 
 
 @dataclass(frozen=True, kw_only=True)

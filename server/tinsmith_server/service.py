@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, Request
 
+from tinsmith_server.accounts.allowances import Allowances
+from tinsmith_server.accounts.limits import LimitBook
 from tinsmith_server.auth import Caller, KeyRing
 from tinsmith_server.background.jobs import BackgroundJobs
 from tinsmith_server.bus import Bus
@@ -15,7 +17,7 @@ from tinsmith_server.checkpoints.service import Checkpoints
 from tinsmith_server.curves.collector import CurveCollector
 from tinsmith_server.db import Database
 from tinsmith_server.downloads.signing import Signer
-from tinsmith_server.limits import AskLimits, Bounds, unlimited
+from tinsmith_server.limits import Bounds
 from tinsmith_server.openai.feed import TokenFeed
 from tinsmith_server.openai.vocabulary import Vocabularies
 from tinsmith_server.owners import Owners
@@ -40,7 +42,8 @@ class Service:
     curves: CurveCollector = field(init=False)
     signer: Signer = field(init=False)
     liveness: Liveness = field(init=False)
-    account_limits: AskLimits = unlimited
+    limits: LimitBook = field(init=False)
+    allowances: Allowances = field(init=False)
     feed: TokenFeed = field(init=False)
     vocabularies: Vocabularies = field(init=False)
     openai_sessions: set[str] = field(default_factory=set)
@@ -61,6 +64,10 @@ class Service:
             silent_seconds=self.settings.session_silent_seconds,
             kept_seconds=self.settings.session_kept_seconds,
         )
+        self.limits = LimitBook(self.db, self.bus)
+        self.allowances = Allowances(
+            self.db, self.bus, self.usage, self.limits, self.settings.prices
+        )
         self.curves = CurveCollector(self.db, self.bus)
         self.signer = Signer(self.settings.key_pepper)
         self.feed = TokenFeed(self.bus)
@@ -78,13 +85,14 @@ class Service:
 
     async def bounds(self, user: Caller, project_id: str, line: str) -> Bounds:
         """What a submit to a run or sampling session of the caller has to stay within."""
-        account = await self.account_limits(user, project_id)
+        account = await self.limits.of_account(user, project_id)
         return Bounds.of(user, project_id, line, self.settings.queue_caps, account)
 
     async def start(self) -> None:
         await self.bus.start()
         self.keys.start()
         self.owners.start()
+        self.limits.start()
         self.feed.start()
         chores = {
             "settler": self.checkpoints.settle_all(),
@@ -104,14 +112,21 @@ class Service:
     async def close(self) -> None:
         await asyncio.gather(*self._loose, return_exceptions=True)
         await self.feed.close()
-        for chore in self._chores:
-            chore.cancel()
-        await asyncio.gather(*self._chores, return_exceptions=True)
+        await _end(self._chores)
         await self.jobs.close()
+        await self.limits.close()
         await self.owners.close()
         await self.keys.close()
         await self.bus.close()
         await self.db.close()
+
+
+async def _end(chores: list[asyncio.Task[None]]) -> None:
+    """Asked again until it is over: a cancelled read of Redis can end as a time-out, which a chore outlives."""
+    while running := [chore for chore in chores if not chore.done()]:
+        for chore in running:
+            chore.cancel()
+        await asyncio.wait(running, timeout=0.1)
 
 
 async def _service(request: Request) -> Service:

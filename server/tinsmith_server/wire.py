@@ -4,6 +4,7 @@ Errors go out whole, uncompressed and with a length: the SDK takes any other 400
 and tries again.
 """
 
+import asyncio
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from tinsmith.protocol.errors import BadRequest, TinsmithError, Unprocessable
 
 T = TypeVar("T")
 _DRAINED_BODIES = 4
+_POLL = "/retrieve_future"
+_AGAIN_SECONDS = 1.0
 _log = structlog.get_logger()
 
 
@@ -87,7 +90,19 @@ async def render_error(request: Request, error: Exception) -> Response:
         part = "database" if isinstance(error, OperationalError) else "queue"
         _log.error("part_unavailable", part=part, path=request.url.path, exc_info=error)
         detail = f"The service's {part} cannot be used just now (is it down, or its disk full?)."
+        if request.url.path.endswith(_POLL):
+            return await _still_waiting(detail)
         return answer({"detail": detail}, 503)
     reference = uuid.uuid4().hex[:12]
     _log.error("internal_error", path=request.url.path, reference=reference, exc_info=error)
     return answer({"detail": f"Internal error (reference {reference})."}, 500)
+
+
+async def _still_waiting(why: str) -> Response:
+    """A poll while a part is down: nothing is lost, and the caller is told what it waits for.
+
+    The SDK would come again at once, after a 503 as well.
+    """
+    await asyncio.sleep(_AGAIN_SECONDS)
+    told = {"type": "try_again", "queue_state": "paused_capacity", "queue_state_reason": why}
+    return answer(told, 408)

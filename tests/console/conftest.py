@@ -1,6 +1,7 @@
 """The console as a browser meets it: same origin, a cookie jar, forms with their token."""
 
 import re
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from tinsmith_server.accounts import members, passwords
 from tinsmith_server.accounts.organizations import organization_named
 from tinsmith_server.accounts.roles import Role
 from tinsmith_server.app import create_app
+from tinsmith_server.migrate import migrate
 from tinsmith_server.settings import Settings
 
 URL = "http://127.0.0.1:8000"
@@ -26,15 +28,28 @@ def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords, "_hasher", cheap)
 
 
-@pytest.fixture
-def settings(tmp_path: Path, valkey_url: str) -> Settings:
+def settings_in(folder: Path, redis_url: str) -> Settings:
     return Settings(
-        data_dir=tmp_path,
-        database_url=f"sqlite+aiosqlite:///{tmp_path / 'tinsmith.db'}",
-        redis_url=valkey_url,
-        store_url=str(tmp_path / "store"),
-        key_pepper=tmp_path.name.encode(),
+        data_dir=folder,
+        database_url=f"sqlite+aiosqlite:///{folder / 'tinsmith.db'}",
+        redis_url=redis_url,
+        store_url=str(folder / "store"),
+        key_pepper=folder.name.encode(),
     )
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the newest schema, made once: a hundred statements that each wait for the disk."""
+    folder = tmp_path_factory.mktemp("schema")
+    migrate(settings_in(folder, "redis://nowhere"))
+    return folder / "tinsmith.db"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, valkey_url: str, empty_database: Path) -> Settings:
+    shutil.copy(empty_database, tmp_path / "tinsmith.db")
+    return settings_in(tmp_path, valkey_url)
 
 
 @asynccontextmanager

@@ -108,7 +108,9 @@ async def populate(app: FastAPI) -> Tenants:
     _, other = await key_desk.create_key(service, eve, KeyTerms(name="eve's"))
     terms = KeyTerms(name="elsewhere", project_id="elsewhere")
     _, elsewhere = await key_desk.create_key(service, owner, terms)
-    names = {"key_id": row.id, "user_id": owner.user_id} | await _things(app, owner)
+    grace, _ = await join(app, "grace@example.org", Role.MEMBER)  # whom an admin may remove
+    user = await who(app, grace)
+    names = {"key_id": row.id, "user_id": user.user_id} | await _things(app, owner)
     return Tenants(
         names,
         {"own": own, "other": other, "revoked": revoked, "elsewhere": elsewhere},

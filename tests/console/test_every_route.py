@@ -15,7 +15,12 @@ from tests.console.route_table import SIGNED, Row, app_of, rows, table, written
 from tests.console.tenants import SECRET, Tenants, each_client, populate
 
 _ROLES = [role.label for role in Role]
-_LEAVES = {"POST /sign-out", "POST /account/password", "DELETE /api/v1/auth/apikey/me"}
+_LEAVES = {
+    "POST /sign-out",
+    "POST /account/password",
+    "DELETE /api/v1/auth/apikey/me",
+    "POST /account/leave",
+}
 """Whoever calls these is gone afterwards: they are walked by those who may not, and tested by themselves."""
 
 

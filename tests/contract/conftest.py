@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,15 @@ def service(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterat
         BASE_MODEL: save_tiny(data_dir / "tiny", 0),
         SECOND_MODEL: save_tiny(data_dir / "tiny-two", 1),
     }
+    with running_service(data_dir, valkey_url, models) as made:
+        yield made
+
+
+@contextmanager
+def running_service(
+    data_dir: Path, valkey_url: str, models: dict[str, Path], **settings: str
+) -> Iterator[Service]:
+    """One at a time on a Valkey: what serves which models is known there."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -102,8 +112,10 @@ def service(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterat
         "TINSMITH_GAP_SECONDS": "1",
         "TINSMITH_FWDBWD_MAX_CHUNK_LEN": "2",
         "TINSMITH_PRICES": "training=2, storage=0.5",
+        "TINSMITH_MODEL_ALIASES": f"mine={SECOND_MODEL}",
         "OMP_NUM_THREADS": "1",
     }
+    environment |= settings
     tinsmith = [sys.executable, "-m", "tinsmith_server.cli"]
     created = [
         subprocess.run(
@@ -120,7 +132,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterat
     try:
         for command in ("serve", "work"):
             made.start(command)
-        _wait_until_ready(made)
+        _wait_until_ready(made, len(models))
         yield made
     finally:
         for process in made.processes.values():
@@ -129,16 +141,16 @@ def service(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterat
             process.wait(20)
 
 
-def _wait_until_ready(service: Service) -> None:
-    """Until both models are announced."""
-    deadline = time.monotonic() + 60
+def _wait_until_ready(service: Service, num_models: int) -> None:
+    """Until every model is announced."""
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         if any(process.poll() is not None for process in service.processes.values()):
             break
         try:
             with service.http() as client:
                 answer = client.get("/get_server_capabilities")
-            if answer.is_success and len(answer.json()["supported_models"]) == 2:
+            if answer.is_success and len(answer.json()["supported_models"]) == num_models:
                 return
         except httpx.TransportError:
             pass

@@ -619,6 +619,7 @@ def test_a_stop_with_a_write_that_will_not_succeed_leaves_the_save_to_the_heir(
     house.disk.full = 10**6
     house.until(leaving, house.save("r", 1, "unnamed"))
     leaving.drain()
+    leaving.leave()
     assert "r:1 save_weights_for_sampler" in house.log("r")
     house.disk.full = 0
     heir = house.worker("b")
@@ -636,6 +637,7 @@ def test_a_stop_with_an_open_write_takes_no_snapshot_that_would_hide_it(house: H
     house.until(leaving, house.save("r", 1, "unnamed"))
     leaving._saver.close()
     leaving.drain()
+    leaving.leave()
     assert not house.disk.has_folder("unnamed")
     assert "r:1 save_weights_for_sampler" in house.log("r")
 
@@ -675,7 +677,10 @@ def test_a_snapshot_waits_for_the_step_that_uses_the_gradient(house: House) -> N
     assert "r:1 forward_backward" in house.log("r")
 
 
-def test_a_stop_in_the_middle_of_work_gives_it_to_the_heir(house: House) -> None:
+def test_a_stop_in_the_middle_of_long_work_gives_it_to_the_heir(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_DRAIN_SECONDS", 0.0)
     leaving = house.worker("a")
     house.create("r")
     house.learn("r", 1, 20)
@@ -685,6 +690,7 @@ def test_a_stop_in_the_middle_of_work_gives_it_to_the_heir(house: House) -> None
     leaving._intake()
     leaving._begin()
     leaving.drain()
+    leaving.leave()
     assert house.log("r") == []  # the snapshot covers it
     heir = house.worker("b")
     heir._news |= heir._queue.adopt_orphans(house.models)
@@ -763,21 +769,27 @@ def test_an_accident_in_a_step_fails_its_requests_and_not_the_worker(
     assert not fine.failed
 
 
-def test_a_store_out_of_reach_fails_the_sample_that_needs_it_and_not_the_worker(
+def test_a_store_out_of_reach_delays_the_sample_that_needs_it_and_no_other(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = house.worker()
+    house.create("r")
+    house.until(worker, house.save("r", 1, "kept", behind=False))
+    [expected] = house.until(worker, house.sample("before", "kept"))
+    worker._desks["tiny"].weights._held.clear()
 
     def unreachable(path: str) -> bytes:
         raise OSError("connection refused")
 
-    monkeypatch.setattr(house.disk, "_read", unreachable)
-    house.sample("x", "somewhere")
-    house.sample("y")
-    failed, fine = house.until(worker, "x", "y")
-    assert failed.failed
-    assert b"out of reach" in failed.data
-    assert not fine.failed
+    with monkeypatch.context() as cut:
+        cut.setattr(house.disk, "_read", unreachable)
+        house.sample("x", "kept")
+        [fine] = house.until(worker, house.sample("y"))
+        assert not fine.failed
+        assert house.result("x") is None
+        assert b"out of reach" in worker._queue.redis.get(keys.waits("x"))
+    [told] = house.until(worker, "x")
+    assert tokens_of(told) == tokens_of(expected)
 
 
 def test_what_was_computed_while_redis_was_away_is_told_when_it_is_back(

@@ -18,6 +18,7 @@ from tinsmith.protocol.jobs import Job, Kind, Result, failure
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.training import Work
 from tinsmith_worker.engine.values import InvalidInput
+from tinsmith_worker.fetcher import Fetcher, OnItsWay
 from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged
 from tinsmith_worker.queue import Fenced, Queue, Taken
 from tinsmith_worker.runs import Resident, Runs
@@ -25,12 +26,13 @@ from tinsmith_worker.samples import SamplingDesk
 from tinsmith_worker.saver import Saver
 from tinsmith_worker.scheduler import Scheduler
 from tinsmith_worker.settings import Settings
-from tinsmith_worker.store import Store
+from tinsmith_worker.store import OUT_OF_REACH, Store, StoreUnavailable
 from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
 _HOUSEKEEPING_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
+_DRAIN_SECONDS = 10.0
 _PASSES_IN_WORK = 4
 """How many passes' tokens are in work at once: enough to fill each pass, and no more to wait behind."""
 
@@ -67,12 +69,13 @@ class Worker:
         teachers: Teachers | None = None,
     ) -> None:
         self._settings, self._queue, self._models, self._desks = settings, queue, models, desks
-        self._saver = Saver(store, queue.ring)
+        self._saver, self._fetcher = Saver(store, queue.ring), Fetcher(store, queue.ring)
         weights = {name: desk.weights for name, desk in desks.items()}
         self._teachers = teachers or Teachers(store, models, weights)
         self._ops = Ops(
             store,
             self._saver,
+            self._fetcher,
             weights,
             settings.max_pass_tokens,
             queue.point_slot,
@@ -84,16 +87,20 @@ class Worker:
             queue,
             store,
             self._saver,
+            self._fetcher,
             models,
             self._ops,
             max_resident=settings.max_resident_runs,
             snapshot_steps=settings.snapshot_steps,
+            snapshot_seconds=settings.snapshot_seconds,
             snapshot_log_bytes=settings.snapshot_log_bytes,
             is_busy=self._scheduler.busy_with,
         )
         self._training: dict[int, _InWork] = {}
         """By the identity of its work."""
         self._saving: list[tuple[_InWork, Future[Result]]] = []
+        self._held: dict[str, list[Job]] = {}
+        """By run: what was begun and waits for a folder of the store."""
         self._homes: dict[str, Home] = {}
         self._news: set[str] = set()
         self._gaps: dict[str, float] = {}
@@ -129,11 +136,37 @@ class Worker:
         self._finish_saves()
 
     def drain(self) -> None:
-        """A planned stop: what is claimed is given back, what is done is snapshot."""
-        self._saver.close()
+        """A planned stop, first half: what is in work is finished, what is done is snapshot.
+
+        Our lease must outlast this, or others adopt the runs before their snapshots are recorded.
+        """
         try:
+            self._finish_work(time.monotonic() + _DRAIN_SECONDS)
+            self._saver.close()
             self._finish_saves()
             self._runs.snapshot_all()
+        except RedisError as error:  # whoever adopts the runs replays a little more
+            _log.warning("drained_halfway", error=type(error).__name__)
+        self._fetcher.close()
+
+    def _finish_work(self, deadline: float) -> None:
+        """Nothing new begins. What takes longer than there is time for, another worker begins again."""
+        while self._in_the_middle and time.monotonic() < deadline:
+            self._sample(self._train())
+            self._finish_saves()
+        for one in self._training.values():  # its gradient has not joined its run's
+            self._runs.given_up(one.job, one.resident)
+        self._training.clear()
+
+    @property
+    def _in_the_middle(self) -> bool:
+        return any(one.busy for one in self._trainers.values()) or any(
+            desk.ready for desk in self._desks.values()
+        )
+
+    def leave(self) -> None:
+        """A planned stop, second half: what is claimed is given back."""
+        try:
             self._queue.withdraw(self._models)
         except RedisError as error:  # whoever adopts the runs replays a little more
             _log.warning("left_without_goodbye", error=type(error).__name__)
@@ -160,6 +193,7 @@ class Worker:
         retaken = {one.run_id: one for one in self._queue.retake()}
         self._training.clear()
         self._saving.clear()
+        self._held.clear()
         self._scheduler.clear()
         for trainer in self._trainers.values():
             trainer.clear()
@@ -186,11 +220,7 @@ class Worker:
 
     @property
     def _computing(self) -> bool:
-        return (
-            self._scheduler.can_begin
-            or any(one.busy for one in self._trainers.values())
-            or any(desk.ready for desk in self._desks.values())
-        )
+        return self._scheduler.can_begin or self._in_the_middle
 
     def _take(self) -> None:
         asked = self._takeable
@@ -233,7 +263,9 @@ class Worker:
         self._queue.stay_announced()
         self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
         self._saver.try_again()
+        self._fetcher.try_again()
         self._runs.settle_snapshots()
+        self._runs.snapshot_old()
         self._teachers.dismiss_idle()
         for desk in self._desks.values():
             desk.rescue()
@@ -257,6 +289,7 @@ class Worker:
 
     def _begin(self) -> None:
         """Run what needs no pass, as long as there is any, and hand the rest to the trainers."""
+        self._resume()
         while jobs := self._scheduler.next_alone():
             ready = [one for job in jobs if (one := self._in_work(job))]
             self._step([one for one in ready if one.job.kind is Kind.OPTIM_STEP])
@@ -267,8 +300,32 @@ class Worker:
             if one := self._in_work(job):
                 self._enter(one)
 
+    def _resume(self) -> None:
+        """What waited for the store, in the order it was begun."""
+        for run_id in [one for one in self._held if self._fetcher.news_for(one)]:
+            for job in self._held.pop(run_id, ()):
+                if one := self._in_work(job):
+                    self._start(one)
+
+    def _start(self, one: _InWork) -> None:
+        if one.job.kind is Kind.OPTIM_STEP:
+            self._step([one])
+        elif one.job.kind.needs_pass:
+            self._enter(one)
+        else:
+            self._run_alone(one)
+
+    def _hold(self, job: Job) -> None:
+        """It waits for the store, and its run with it, and may say so."""
+        self._held.setdefault(job.run_id, []).append(job)
+        if self._fetcher.out_of_reach(job.run_id):
+            self._queue.say_why(job.run_id, OUT_OF_REACH)
+
     def _in_work(self, job: Job) -> _InWork | None:
-        """With the run's state; None when it could not be rebuilt, and the job has failed with that."""
+        """With the run's state; None when it is on its way, or the job has failed without it."""
+        if job.run_id in self._held:
+            self._hold(job)
+            return None
         home = self._homes.get(job.run_id)
         if home is None:  # an earlier job of this round found that the run has moved
             self._scheduler.finished(job)
@@ -280,6 +337,13 @@ class Worker:
             return _InWork(job, resident)
         except RedisError:
             raise
+        except OnItsWay:
+            self._hold(job)
+            return None
+        except StoreUnavailable:  # in the middle of a replay, which begins again
+            self._fetcher.postpone(job.run_id)
+            self._hold(job)
+            return None
         except Fenced:  # it has ended
             self._scheduler.finished(job)
             self._let_go(job.run_id)
@@ -304,6 +368,10 @@ class Worker:
         result: Result | Future[Result]
         try:
             one.resident.state, result = self._ops.run_one(model, one.resident.state, one.job)
+        except OnItsWay:
+            self._runs.given_up(one.job, one.resident)
+            self._hold(one.job)
+            return
         except Exception as error:  # noqa: BLE001 - as above
             result = self._accident(one.job, error)
         if isinstance(result, Result):
@@ -384,6 +452,7 @@ class Worker:
     def _hand_over(self, job: Job, epoch: int, result: Result) -> bool:
         """Whether the run is still ours."""
         self._scheduler.finished(job)
+        self._fetcher.forget(job.run_id)
         try:
             self._queue.done(job, epoch, result, logged=logged(job) and not result.failed)
         except Fenced:
@@ -409,6 +478,8 @@ class Worker:
             if one.job.run_id == run_id:
                 self._saving.remove((one, answer))
                 self._scheduler.finished(one.job)
+        for job in self._held.pop(run_id, ()):
+            self._scheduler.finished(job)
         self._scheduler.drop(run_id)
 
     def _accident(self, job: Job, error: Exception) -> Result:

@@ -74,8 +74,9 @@ def work(settings: Settings) -> None:
     queue.announce([_card(settings, store, model, teachers.names) for model in models.values()])
     _log.info("worker_ready", worker=name, models=sorted(models))
     worker.run_forever()
-    lease.stop()
     worker.drain()
+    lease.stop()
+    worker.leave()
 
 
 def _load(settings: Settings, served: str, folder: str) -> BaseModel:

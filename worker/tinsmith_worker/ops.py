@@ -31,6 +31,7 @@ from tinsmith_worker.engine.optimizer import AdamParams, Params, RunState, check
 from tinsmith_worker.engine.training import Outcome, Trainer, Work
 from tinsmith_worker.engine.values import Datum, InvalidInput
 from tinsmith_worker.external_files import pack_external, parse_recipients
+from tinsmith_worker.fetcher import Fetcher
 from tinsmith_worker.sampler_weights import SamplerWeights
 from tinsmith_worker.saver import Saver
 from tinsmith_worker.store import FolderDamaged, Store, StoreUnavailable
@@ -47,6 +48,7 @@ _NOT_STORED = (
 class Ops:
     store: Store
     saver: Saver
+    fetcher: Fetcher
     samplers: Mapping[str, SamplerWeights]
     """By base model."""
     max_pass_tokens: int
@@ -127,7 +129,7 @@ class Ops:
     def _load(self, model: BaseModel, job: Job) -> tuple[RunState, Result]:
         body = msgspec.json.decode(job.body, type=LoadJob)
         try:
-            files = self.store.read_folder(body.prefix)
+            files = self.fetcher.files(job.run_id, body.prefix)
         except FolderDamaged:
             raise InvalidInput(f"path: the files of {body.path} are not whole any more.") from None
         state = checkpoint_files.unpack(

@@ -3,6 +3,7 @@
 Only `Lease` runs in a thread of its own, because a forward pass may outlast a lease.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from tinsmith_worker.usage import sample_usage
 
 _log = structlog.get_logger()
 RESULT_TTL_MS = 6 * 3600 * 1000
+_WHY_SECONDS = 10
 _PATIENCE_SECONDS = 0.5
 _TURN_TOKENS = 1024
 """Of sampling, that a tenant may take before it is the next one's turn."""
@@ -198,8 +200,13 @@ class Queue:
         ]
 
     def ring(self, run_id: str) -> None:
-        """Wake this worker's loop; may be called from any thread."""
-        self.redis.rpush(keys.inbox(self.worker), run_id)
+        """Wake this worker's loop, which looks by itself once a second; from any thread."""
+        with contextlib.suppress(RedisError):
+            self.redis.rpush(keys.inbox(self.worker), run_id)
+
+    def say_why(self, name: str, why: str) -> None:
+        """What a run, or a sample, waits for; said again for as long as it does."""
+        self.redis.set(keys.waits(name), why, ex=_WHY_SECONDS)
 
     def done(self, job: Job, epoch: int, result: Result, *, logged: bool | None = None) -> None:
         """Hand over a result; raises Fenced when the run has moved.

@@ -21,7 +21,7 @@ from tinsmith_worker.engine.sampler import Finished, Sampler
 from tinsmith_worker.engine.values import InvalidInput, SampleRequest, TargetCells
 from tinsmith_worker.queue import Queue, SampleTicket
 from tinsmith_worker.sampler_weights import NotThere, SamplerWeights
-from tinsmith_worker.store import StoreUnavailable
+from tinsmith_worker.store import OUT_OF_REACH, StoreUnavailable
 
 _WAITING_HERE = 2
 """Sequences that may wait at the worker, so that a place that falls free is filled at once."""
@@ -130,11 +130,9 @@ class SamplingDesk:
             sentence = "sampling_session_id: its weights were deleted; save them again."
             self._finish(ticket.request_id, failure(sentence))
         except StoreUnavailable as error:
-            _log.error("weights_out_of_reach", request_id=ticket.request_id, exc_info=error)
-            sentence = (
-                "The weights could not be read: the service's store is out of reach. Try again."
-            )
-            self._finish(ticket.request_id, failure(sentence, "server"))
+            _log.warning("weights_out_of_reach", request_id=ticket.request_id, error=str(error))
+            self.queue.say_why(ticket.request_id, OUT_OF_REACH)
+            self._without_weights.append(ticket)
 
     def _request(self, ticket: SampleTicket) -> SampleRequest | None:
         """None while its weights are on their way."""

@@ -39,8 +39,9 @@ class Settings:
     gap_seconds: float = 30.0
     """How long a run waits for a missing seq_id before that op, and those behind it, are failed."""
     snapshot_steps: int = 20
+    snapshot_seconds: float = 60.0
     snapshot_log_bytes: int = 64 << 20
-    """A run is snapshot after so many optimizer steps or so many bytes of replay log."""
+    """A run is snapshot after so many optimizer steps, seconds, or bytes of replay log."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -68,6 +69,7 @@ class Settings:
             lease_seconds=read.number("LEASE_SECONDS", cls.lease_seconds),
             gap_seconds=read.number("GAP_SECONDS", cls.gap_seconds),
             snapshot_steps=read.integer("SNAPSHOT_STEPS", cls.snapshot_steps),
+            snapshot_seconds=read.number("SNAPSHOT_SECONDS", cls.snapshot_seconds),
             snapshot_log_bytes=read.integer("SNAPSHOT_LOG_BYTES", cls.snapshot_log_bytes),
         )
 

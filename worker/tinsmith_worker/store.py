@@ -7,6 +7,7 @@ against the manifest, so a torn or altered folder is an error and never a model.
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -15,6 +16,18 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 from tinsmith.protocol.store_layout import MANIFEST
+
+OUT_OF_REACH = "The service's store is out of reach just now."
+_RETRIES: Any = {
+    "max_retries": 3,
+    "retry_timeout": timedelta(seconds=10),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=2),
+        "base": 2,
+    },
+}
+"""Of one request. Whoever asked for a folder asks for it again; minutes in here would hide an outage."""
 
 
 class FolderDamaged(Exception):
@@ -26,7 +39,7 @@ def open_store(url: str) -> ObjectStore:
     if urlparse(url).scheme in ("", "file"):
         folder = Path(url.removeprefix("file://"))
         return LocalStore(folder, mkdir=True)
-    return from_url(url)
+    return from_url(url, retry_config=_RETRIES)
 
 
 class StoreUnavailable(Exception):

@@ -8,6 +8,7 @@ TinsmithError
  │   └─ Unsupported 400     known, but not offered by this service
  ├─ Unauthorized 401        no key, a wrong one, a revoked one
  │   └─ TokenInvalid 401    a token that ran out or is not ours: the SDK exchanges its key again
+ ├─ PaymentRequired 402  a month that is spent: the SDK's BillingError
  ├─ Forbidden 403        whose key or role does not reach this far
  ├─ NotFound 404            absent, or someone else's: the caller cannot tell which
  ├─ Gone 410                a result that expired, or a future nobody knows
@@ -53,6 +54,10 @@ class Unauthorized(TinsmithError):
 
 class TokenInvalid(Unauthorized):
     headers = MappingProxyType({"WWW-Authenticate": 'Bearer error="invalid_token"'})
+
+
+class PaymentRequired(TinsmithError):
+    status = 402
 
 
 class Forbidden(TinsmithError):

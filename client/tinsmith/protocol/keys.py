@@ -29,6 +29,7 @@
 | slot:{run} | HASH | seq and folder of the weights that the run's inflight samplers use |
 | seqinfo:{sequence} | STRING, a day | what was known of a recorded sequence when it was sampled |
 | tok:{process} | STREAM, an hour | tokens of samples that an API process streams, a message a decode step |
+| waits:{run}, waits:{request} | STRING, ten seconds | why a run, or a sample, waits: shown with queue_state |
 | noted:{run} | STRING, a day | that its client was told whose rule stable_reinforce is here |
 | clones:{sampling session} | STRING | how many clients have joined it |
 | usage | HASH | tokens by `hour|tenant|session|kind|base model`, not yet in the database |
@@ -151,6 +152,10 @@ def slot(run_id: str) -> str:
 
 def sequence(sequence_id: str) -> str:
     return f"seqinfo:{sequence_id}"
+
+
+def waits(name: str) -> str:
+    return f"waits:{name}"
 
 
 def noted(run_id: str) -> str:

@@ -17,6 +17,8 @@ from tinsmith.protocol import keys
 from tinsmith.protocol.errors import NotFound, TooMany
 from tinsmith.protocol.job_bodies import BackgroundJob, JobState
 
+from tinsmith_server.background.overview import BackgroundOverview, again, overview
+
 QUEUE = "tinsmith"
 KEPT_SECONDS = 24 * 3600
 """How long it can be told what became of a job, and how long the files that it made stay."""
@@ -92,6 +94,13 @@ class BackgroundJobs:
         if job.get_meta(refresh=False).get("organization_id") != organization_id:
             raise _not_found(job_id)
         return _told(job)
+
+    async def overview(self) -> BackgroundOverview:
+        return await asyncio.to_thread(overview, self._queue, self._redis)
+
+    async def again(self, job_id: str) -> None:
+        """A failed one, of whatever organization: for operators."""
+        await asyncio.to_thread(again, self._queue, job_id)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._redis.close)

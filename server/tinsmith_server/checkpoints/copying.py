@@ -40,6 +40,7 @@ async def copy_weights(request: Request, user: User, service: Served) -> Respons
     check_project(user, project_id, "destination_project_id")
     expires_at = expiry(body.ttl_seconds)
     request_id = _request_id(user, request.headers.get("x-idempotency-key"))
+    await service.allowances.check_stored(user, project_id)
     async with service.db.begin() as sql:
         original, run = await repository.ready_at(sql, user, source)
     try:

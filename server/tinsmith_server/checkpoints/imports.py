@@ -83,6 +83,7 @@ async def _begin(form: FormData, user: Caller, service: Served) -> Response:
     name = checkpoint_name(_text(form, "name", "imported"), "name")
     named = _text(form, "project_id", user.project_id or DEFAULT_PROJECT)
     project_id = check_project(user, project_name(named))
+    await service.allowances.check_stored(user, project_id)
     job_id = uuid.uuid4().hex
     await service.storage.write_folder(upload_prefix(job_id), _uploads(form))
     job = await service.jobs.enqueue(

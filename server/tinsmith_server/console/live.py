@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from fastapi.responses import StreamingResponse
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.requests import Request
 
 from tinsmith_server.accounts import sign_in
@@ -22,7 +22,11 @@ Piece = Callable[[], Awaitable[tuple[str, object]]]
 """The HTML as of now, and a sign that differs when there is something new to draw."""
 
 
-def stream(request: Request, service: Service, member: SignedIn, piece: Piece) -> StreamingResponse:
+async def stream(request: Request, service: Service, member: SignedIn, piece: Piece) -> Response:
+    """Whoever does not ask for a stream gets the piece as it is now."""
+    if "text/event-stream" not in request.headers.get("accept", ""):
+        html, _ = await piece()
+        return HTMLResponse(html)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     events = _events(request, service, member, piece)
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)

@@ -74,7 +74,7 @@ async def live_overview(request: Request, member: Viewer, service: Served) -> Re
         newest = now.buckets[-2].begin, sum(now.buckets[-1].counts.values())
         return piece(request, "fragments/overview.html", now=now), newest
 
-    return live.stream(request, service, member, render)
+    return await live.stream(request, service, member, render)
 
 
 @router.get("/live/rates.json")

@@ -4,10 +4,28 @@ from tinsmith_server.console import (
     audit,
     checkpoints,
     entrance,
+    keys,
+    operators,
     overview,
+    people,
+    playground,
     runs,
     sessions,
     static_files,
+    usage,
 )
 
-ROOMS = (entrance, static_files, overview, runs, sessions, checkpoints, audit)
+ROOMS = (
+    entrance,
+    static_files,
+    overview,
+    runs,
+    sessions,
+    checkpoints,
+    playground,
+    keys,
+    people,
+    usage,
+    audit,
+    operators,
+)

@@ -126,7 +126,7 @@ async def live_run(request: Request, run_id: str, member: Viewer, service: Serve
         last = found["row"].last
         return piece(request, "fragments/run.html", **found), last and last.step
 
-    return live.stream(request, service, member, render)
+    return await live.stream(request, service, member, render)
 
 
 @router.get("/training_runs/{run_id}/curves.json")

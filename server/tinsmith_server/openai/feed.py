@@ -26,11 +26,13 @@ class TokenFeed:
         self._bus = bus
         self._readers: dict[str, asyncio.Queue[Any]] = {}
         self._tail: asyncio.Task[None] | None = None
+        self._closing = False
 
     def start(self) -> None:
         self._tail = asyncio.create_task(self._follow(), name="token-feed")
 
     async def close(self) -> None:
+        self._closing = True  # a cancelled read can end as a time-out, and would be tried again
         if self._tail:
             self._tail.cancel()
             await asyncio.gather(self._tail, return_exceptions=True)
@@ -47,7 +49,7 @@ class TokenFeed:
 
     async def _follow(self) -> None:
         stream, last = keys.tokens(self.process), "0"
-        while True:
+        while not self._closing:
             try:
                 answer = await self._bus.redis.xread({stream: last}, block=2000, count=1000)
             except RedisError as error:

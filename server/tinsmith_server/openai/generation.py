@@ -126,7 +126,9 @@ class Generation:
             body=encode(body),
             num_tokens=most_tokens(body),
         )
-        bounds = await self._service.bounds(self._user, DEFAULT_PROJECT, self._run_id)
+        project_id = self._user.project_id or DEFAULT_PROJECT
+        await self._service.allowances.check_month(self._user, project_id)
+        bounds = await self._service.bounds(self._user, project_id, self._run_id)
         await self._service.bus.submit_sample(
             self._user.organization_id, body.base_model, job, 0, bounds, width=body.num_samples
         )

@@ -18,6 +18,9 @@ from tinsmith_server.service import Service
 from tinsmith_server.sessions.repository import still_open
 
 MakeBody = Callable[[TrainingRun], Awaitable[bytes]]
+_COUNTED = (Kind.FORWARD, Kind.FORWARD_BACKWARD)
+"""What a spent month has no more of; what was trained can still be stepped and saved."""
+_STORED = (Kind.SAVE_WEIGHTS, Kind.SAVE_WEIGHTS_FOR_SAMPLER)
 
 
 async def submit_op(
@@ -36,6 +39,10 @@ async def submit_op(
     bounds = await service.bounds(user, session.project_id, run.id)
     request_id = training_request_id(run.id, op.seq_id)
     try:
+        if kind in _COUNTED:
+            await service.allowances.check_month(user, session.project_id)
+        if kind in _STORED:
+            await service.allowances.check_stored(user, session.project_id)
         body = await make_body(run)
     except TinsmithError as error:
         refusal = failure(error.message)

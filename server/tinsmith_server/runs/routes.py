@@ -92,6 +92,7 @@ async def _found_run(
     async with service.db.begin() as sql:
         session = await open_session(sql, user, run.session_id)
         if await sql.get(TrainingRun, run.id) is None:
+            await service.allowances.check_month(user, session.project_id)
             sql.add(run)
     request_id = training_request_id(run.id, 0)
     job = Job(request_id=request_id, run_id=run.id, seq_id=0, kind=kind, body=body)

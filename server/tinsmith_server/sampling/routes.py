@@ -52,9 +52,10 @@ async def create_sampling_session(request: Request, user: User, service: Served)
     body = await read(request, CreateSamplingSession)
     made = sampling_session_id(body.session_id, body.sampling_session_seq_id)
     async with service.db.begin() as sql:
-        await open_session(sql, user, body.session_id)
+        session = await open_session(sql, user, body.session_id)
         if await sql.get(SamplingSession, made) is not None:
             return answer(SamplingSessionCreated(sampling_session_id=made))
+        await service.allowances.check_month(user, session.project_id)
         row = SamplingSession(
             id=made, session_id=body.session_id, organization_id=user.organization_id
         )
@@ -99,6 +100,7 @@ async def asample(request: Request, user: User, service: Served) -> Response:
     clone_id = address.seq_id // _CLONE_STRIDE
     body, num_tokens, refused = b"", 0, None
     try:
+        await service.allowances.check_month(user, session.project_id)
         sample = _sample_job(decode(raw, Sample), row, await _weights(service, row))
         body, num_tokens = encode(sample), most_tokens(sample)
     except TinsmithError as error:

@@ -155,7 +155,7 @@ def _sparse(
             beta = measure.beta
             log_m = torch.logaddexp(log_p + math.log1p(-beta), log_q + math.log(beta))
             found_R = (beta * q * (log_q - log_m) + (1 - beta) * p * (log_p - log_m)).sum(1)
-    [slope_RK] = torch.autograd.grad(found_R.sum(), leaf_RK)
+        [slope_RK] = torch.autograd.grad(found_R.sum(), leaf_RK)
     return found_R.detach(), slope_RK
 
 

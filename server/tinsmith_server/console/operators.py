@@ -1,0 +1,73 @@
+"""The operators' page: workers, models, queues, background jobs that failed. Of the whole service."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from sqlalchemy import func, select
+from starlette.requests import Request
+from tinsmith.protocol import keys
+
+from tinsmith_server.console import live
+from tinsmith_server.console.security import Operator, console_router, redirect
+from tinsmith_server.console.templating import page, piece
+from tinsmith_server.console.workers import workers
+from tinsmith_server.db import ApiKey, Checkpoint, Organization, TrainingRun
+from tinsmith_server.service import Served, Service
+
+router: APIRouter = console_router()
+
+
+@router.get("/operators")
+async def operators_page(request: Request, member: Operator, service: Served) -> Response:
+    return page(request, "operators.html", **await _look(service), **await _counts(service))
+
+
+@router.get("/operators/live")
+async def live_operators(request: Request, member: Operator, service: Served) -> Response:
+    async def render() -> tuple[str, object]:
+        return piece(request, "fragments/operators.html", **await _look(service)), None
+
+    return await live.stream(request, service, member, render)
+
+
+@router.post("/operators/jobs/{job_id}/again")
+async def again(job_id: str, member: Operator, service: Served) -> Response:
+    await service.jobs.again(job_id)
+    return redirect("/operators")
+
+
+async def _look(service: Service) -> dict[str, Any]:
+    cards = await service.bus.models()
+    redis = service.bus.redis
+    async with redis.pipeline(transaction=False) as pipe:
+        for card in cards:
+            pipe.xlen(keys.sampling(card.name))
+            pipe.scard(keys.owned(keys.homeless(card.name)))
+        found = await pipe.execute()
+    info = await redis.info()
+    return {
+        "workers": await workers(service.bus),
+        "models": list(zip(cards, found[::2], found[1::2], strict=True)),
+        "background": await service.jobs.overview(),
+        "redis": {
+            name: info.get(name)
+            for name in ("used_memory", "connected_clients", "uptime_in_seconds")
+        },
+        "steps_waiting": await redis.xlen(keys.STEPS),
+    }
+
+
+async def _counts(service: Service) -> dict[str, Any]:
+    tables = {
+        "organizations": Organization,
+        "keys": ApiKey,
+        "runs": TrainingRun,
+        "checkpoints": Checkpoint,
+    }
+    async with service.db.begin() as sql:
+        counts = {
+            name: await sql.scalar(select(func.count()).select_from(table))
+            for name, table in tables.items()
+        }
+    return {"counts": counts}

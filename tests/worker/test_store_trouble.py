@@ -1,0 +1,145 @@
+"""A store that is slow, out of reach or full: runs wait for it, and nobody waits for them."""
+
+import threading
+
+import pytest
+import torch
+from tinsmith.protocol import keys
+from tinsmith.protocol.jobs import Kind, LoadJob, encode
+from tinsmith_worker.fetcher import Fetcher
+from tinsmith_worker.loop import Worker
+from tinsmith_worker.store import Store, StoreUnavailable
+
+from tests.worker.test_worker_loop import House, house, models, state_row, url  # noqa: F401
+
+
+class Reads:
+    """Reading from the house's store can be made slow, and can fail."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failing = False
+        real = store.read_folder
+
+        def read(prefix: str) -> dict[str, bytes]:
+            assert self.gate.wait(20)
+            if self.failing:
+                raise StoreUnavailable("no route to host")
+            return real(prefix)
+
+        monkeypatch.setattr(store, "read_folder", read)
+
+
+@pytest.fixture
+def reads(house: House, monkeypatch: pytest.MonkeyPatch) -> Reads:  # noqa: F811
+    return Reads(house.disk, monkeypatch)
+
+
+def evicted(house: House) -> Worker:  # noqa: F811
+    """A worker with room for one run; `old` has left it with a snapshot and two ops in its log."""
+    worker = house.worker(max_resident_runs=1, snapshot_steps=1)
+    house.create("old")
+    house.learn("old", 1)
+    house.until(worker, house.step("old", 2))
+    while worker._runs._snapshots:
+        worker.turn()
+    for seq in (3, 4):
+        house.until(worker, house.learn("old", seq, seed=seq))
+    house.create("new")
+    house.until(worker, "new:0")
+    assert list(worker._runs._resident) == ["new"]
+    return worker
+
+
+@pytest.mark.parametrize("trouble", ["slow", "out of reach"])
+def test_a_run_waits_for_its_snapshot_and_a_neighbour_does_not(
+    house: House,  # noqa: F811
+    reads: Reads,
+    trouble: str,
+) -> None:
+    worker = evicted(house)
+    if trouble == "slow":
+        reads.gate.clear()
+    else:
+        reads.failing = True
+    waiting = [house.learn("old", 5, seed=5), house.step("old", 6)]
+    for seq in range(1, 4):
+        house.until(worker, house.learn("new", seq, seed=seq))
+    assert [house.result(one) for one in waiting] == [None, None]
+    reason = worker._queue.redis.get(keys.waits("old"))
+    assert (reason is not None) == (trouble == "out of reach")
+    reads.failing = False
+    reads.gate.set()
+    assert not any(one.failed for one in house.until(worker, *waiting))
+    row = state_row(worker, "old")
+    house.create("twin")
+    house.learn("twin", 1)
+    house.step("twin", 2)
+    for seq in (3, 4, 5):
+        house.learn("twin", seq, seed=seq)
+    house.until(worker, house.step("twin", 6))
+    assert torch.equal(state_row(worker, "twin"), row)
+
+
+def test_a_load_waits_for_the_store_and_then_gives_what_was_saved(
+    house: House,  # noqa: F811
+    reads: Reads,
+) -> None:
+    worker = house.worker()
+    house.create("r", "neighbour")
+    house.learn("r", 1)
+    house.step("r", 2)
+    house.until(worker, house.save("r", 3, "kept", behind=False))
+    saved = state_row(worker, "r")
+    house.learn("r", 4)
+    house.until(worker, house.step("r", 5))
+    reads.failing = True
+    body = encode(LoadJob(prefix="kept", path="kept", optimizer=False, base_model="tiny"))
+    load = house.submit("r", 6, Kind.LOAD_WEIGHTS, body)
+    house.until(worker, house.learn("neighbour", 1))
+    assert house.result(load) is None
+    reads.failing = False
+    [told] = house.until(worker, load)
+    assert not told.failed
+    assert torch.equal(state_row(worker, "r"), saved)
+
+
+def test_an_idle_run_is_snapshot_after_its_time(house: House) -> None:  # noqa: F811
+    worker = house.worker(snapshot_seconds=0.0)
+    house.create("r")
+    house.until(worker, "r:0")
+    while house.log("r"):
+        worker.turn()
+    assert worker._queue.record("r").snapshot_seq == 0
+
+
+def test_a_stop_finishes_what_is_in_work_and_leaves_nothing_to_replay(
+    house: House,  # noqa: F811
+) -> None:
+    leaving, heir = house.worker("a"), house.worker("b")
+    house.create("r")
+    house.until(leaving, "r:0")
+    gradient, step = house.learn("r", 1, 20), house.step("r", 2)
+    leaving._intake()
+    leaving._begin()
+    leaving.drain()
+    assert house.result(gradient) is not None
+    leaving.leave()
+    house.adopt(heir)
+    assert not house.until(heir, step)[0].failed
+
+
+def test_whoever_has_no_more_use_for_a_folder_forgets_it(tmp_path: object) -> None:
+    store = Store(str(tmp_path))
+    store.write_folder("there", {"a": b"x"})
+    rung = threading.Semaphore(0)
+    fetcher = Fetcher(store, lambda run_id: rung.release())
+    with pytest.raises(Exception, match="there"):
+        fetcher.files("r", "there")
+    assert rung.acquire(timeout=20)
+    assert fetcher.news_for("r")
+    assert fetcher.files("r", "there") == {"a": b"x"}
+    fetcher.forget("r")
+    assert fetcher._reads == {}
+    fetcher.close()
