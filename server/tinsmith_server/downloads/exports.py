@@ -47,7 +47,7 @@ async def export(request: Request, user: User, service: Served) -> Response:
         audit.record_checkpoint(sql, user, "checkpoint_read", path, purpose=MERGE)
     job = await service.jobs.enqueue(
         f"{__name__}.merge",
-        user.organization_id,
+        user,
         MERGE,
         base_model=run.base_model,
         prefix=repository.prefix(row),
@@ -75,7 +75,7 @@ def merge(*, job_id: str, base_model: str, prefix: str, untie_unembedding: bool)
 @router.get("/jobs/{job_id}/files")
 async def job_files(job_id: str, request: Request, user: User, service: Served) -> Response:
     """One link a file of what the job made."""
-    job = await service.jobs.look(user.organization_id, job_id)
+    job = await service.jobs.look(user, job_id)
     if job.kind != MERGE or job.state != "done":
         raise NotFound(f"job_id: {job_id[:80]!r} has no files, or none yet.")
     names = await service.storage.names(export_prefix(job_id))
