@@ -43,7 +43,7 @@ test-sdks: $(STAMP)  ## Every method by SDKs from 0.6.3 on, each in .sdks/; writ
 	$(BIN)/pytest -q tests/sdks
 
 fuzz: $(STAMP)  ## Hundreds of requests to every route, against the OpenAPI document
-	FUZZ_EXAMPLES=200 $(BIN)/pytest -q tests/contract/test_openapi.py
+	FUZZ_EXAMPLES=200 $(BIN)/pytest -q tests/contract/test_openapi.py tests/contract/test_protobuf_fuzz.py
 
 test-slow: $(STAMP)  ## What takes minutes: Gemma 3 270M (https://ai.google.dev/gemma/terms)
 	$(BIN)/pytest -q -m slow

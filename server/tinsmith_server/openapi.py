@@ -76,7 +76,9 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("post", "/api/v1/create_session"): Route(
         body=bodies.CreateSession, answer=bodies.SessionCreated
     ),
-    ("post", "/api/v1/session_heartbeat"): Route(body=bodies.SessionRef),
+    ("post", "/api/v1/session_heartbeat"): Route(
+        body=bodies.SessionRef, more=(("410", "The session is finished."),)
+    ),
     ("post", "/api/v1/sessions/{session_id}/finish"): Route(body=bodies.FinishSession),
     ("get", "/api/v1/sessions"): Route(answer=session_bodies.Sessions),
     ("get", "/api/v1/sessions/{session_id}"): Route(answer=session_bodies.SessionInfo),
