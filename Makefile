@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help up demo test fuzz chaos test-sdks test-slow lint bench bench-gpu bench-page bench-test clean
+.PHONY: help up demo test fuzz chaos test-sdks test-slow lint screenshots bench bench-gpu bench-page bench-test clean soak fairness
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 12
@@ -60,8 +60,17 @@ bench-gpu: $(STAMP)  ## An 8B-shaped model on a CUDA device against what the dev
 	@$(BENCH) benchmarks.bench_gpu
 	@$(BENCH) benchmarks.tables
 
+screenshots: $(STAMP)  ## docs/images, of a service that trains (chromium)
+	$(BIN)/python -m tests.browser.screenshots
+
 bench-page: $(STAMP)  ## docs/performance.md from the rows of benchmarks/results
 	@$(BENCH) benchmarks.tables
+
+soak: $(STAMP)  ## 16 clients for MINUTES=30: does memory, or anything else, grow?
+	@$(BENCH) benchmarks.soak --minutes $(or $(MINUTES),30)
+
+fairness: $(STAMP)  ## A small request beside 200 queued ones of another tenant, and in one FIFO with them
+	@$(BENCH) benchmarks.http_fairness
 
 bench-test: $(STAMP)  ## The benchmarks' own tests: harness, both sides, tables
 	$(BIN)/pytest -q benchmarks

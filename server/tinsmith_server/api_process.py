@@ -8,6 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tinsmith_server.app import create_app
+from tinsmith_server.exposure import check_exposure
 from tinsmith_server.settings import Settings
 
 _LEAVE_WITHIN_SECONDS = 10
@@ -31,6 +32,7 @@ class _Server(uvicorn.Server):
 
 
 def run_api(settings: Settings, host: str, port: int) -> None:
+    check_exposure(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -40,6 +42,8 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         timeout_graceful_shutdown=_LEAVE_WITHIN_SECONDS,
         backlog=4096,
         access_log=False,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         log_level="warning",
     )
     server = _Server(app, config)

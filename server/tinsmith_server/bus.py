@@ -7,6 +7,7 @@ stream of completions; a stream, unlike pub/sub, loses nothing while a connectio
 
 import asyncio
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Bus:
         self._notices: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
         self._tail: asyncio.Task[None] | None = None
         self._closing = False
+        self._heard_at = time.monotonic()
 
     def _script(self, *parts: str) -> Any:
         return self.redis.register_script(
@@ -143,6 +145,11 @@ class Bus:
                 return cast(bytes, told).decode()
         return None
 
+    async def snapshot_of(self, run_id: str) -> str | None:
+        """What the run would be rebuilt from."""
+        folder = cast(bytes | None, await self.redis.hget(keys.run(run_id), "snapshot"))
+        return folder.decode() or None if folder else None
+
     async def newest_weights(self, run_id: str) -> str | None:
         """Where the run's inflight samplers find their weights."""
         folder = cast(bytes | None, await self.redis.hget(keys.slot(run_id), "folder"))
@@ -174,14 +181,18 @@ class Bus:
             pipe.pexpire(keys.future(request_id), RESULT_TTL_MS)
             await pipe.execute()
 
-    async def cancel(self, request_id: str) -> None:
-        """A sample alone; an op of a run with all that was queued behind it, which builds on it."""
+    async def cancel(self, request_id: str) -> bool:
+        """A sample alone; an op of a run with all that was queued behind it, which builds on it.
+
+        Answers whether it was a sample that had no result yet.
+        """
         result = failure("The request was cancelled by the client.")
         if await self._cancel(keys=[], args=[request_id, result.data, RESULT_TTL_MS]):
-            return
+            return True
         line, _, seq = request_id.rpartition(":")
         if await self.redis.exists(keys.run(line)):
             await self._cancel_line(keys=[], args=[line, seq, result.data, RESULT_TTL_MS, 1])
+        return False
 
     async def cancel_line(self, line: str, result: Result) -> int:
         """Fail all that a run or sampling session still waits for; answers how many that were."""
@@ -339,6 +350,11 @@ class Bus:
 
     # The tail
 
+    @property
+    def silent_seconds(self) -> float:
+        """Since Redis last answered the tail; it does every two seconds, whether anything completed or not."""
+        return time.monotonic() - self._heard_at
+
     async def _follow(self, last: dict[str, str]) -> None:
         while not self._closing:
             try:
@@ -347,6 +363,7 @@ class Bus:
                 _log.warning("redis_unreachable", error=type(error).__name__)
                 await asyncio.sleep(0.5)
                 continue
+            self._heard_at = time.monotonic()
             for stream, entries in _streams(answer):
                 for entry_id, fields in entries:
                     last[stream] = entry_id

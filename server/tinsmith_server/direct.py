@@ -34,6 +34,7 @@ class Direct:
         if endpoint is None:
             await self._app(scope, receive, send)
             return
+        scope["direct"] = True
         request = Request(scope, receive, send)
         try:
             user = await authenticated(request)

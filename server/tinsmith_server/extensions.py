@@ -48,6 +48,18 @@ EXTENSIONS = [
         ],
     ),
     Extension(
+        name="openai",
+        description="OpenAI's API on base models and checkpoints; also below /oai/api and /m/{model}.",
+        endpoints=[
+            "GET /v1/models",
+            "POST /v1/completions",
+            "POST /v1/chat/completions",
+            "GET /tokenizer_info",
+            "POST /tokenize",
+            "POST /detokenize",
+        ],
+    ),
+    Extension(
         name="bearer_keys",
         description="A key or token may also come as `Authorization: Bearer`.",
         endpoints=["every endpoint"],

@@ -19,6 +19,7 @@ from tinsmith_server.db import Database
 from tinsmith_server.downloads.signing import Signer
 from tinsmith_server.limits import Bounds
 from tinsmith_server.openai.feed import TokenFeed
+from tinsmith_server.openai.session import OpenAISessions, openai_sessions
 from tinsmith_server.openai.vocabulary import Vocabularies
 from tinsmith_server.owners import Owners
 from tinsmith_server.sessions.liveness import Liveness
@@ -46,8 +47,7 @@ class Service:
     allowances: Allowances = field(init=False)
     feed: TokenFeed = field(init=False)
     vocabularies: Vocabularies = field(init=False)
-    openai_sessions: set[str] = field(default_factory=set)
-    """Sessions of the OpenAI-compatible endpoint that are known to be in SQL."""
+    openai_sessions: OpenAISessions = field(init=False)
     _loose: set[asyncio.Task[None]] = field(default_factory=set)
     jobs: BackgroundJobs = field(init=False)
     _chores: list[asyncio.Task[None]] = field(default_factory=list)
@@ -72,6 +72,7 @@ class Service:
         self.signer = Signer(self.settings.key_pepper)
         self.feed = TokenFeed(self.bus)
         self.vocabularies = Vocabularies(self.storage)
+        self.openai_sessions = openai_sessions(self.db)
         self.jobs = BackgroundJobs(self.settings.redis_url)
 
     @classmethod
@@ -96,7 +97,7 @@ class Service:
         self.feed.start()
         chores = {
             "settler": self.checkpoints.settle_all(),
-            "sweeper": self.checkpoints.sweep(),
+            "tidying": self.jobs.keep_tidying(),
             "usage": self.usage.run(),
             "liveness": self.liveness.watch(),
             "curves": self.curves.run(),

@@ -44,6 +44,10 @@ class Settings:
     """How long a session may go unheard before its queued work is cancelled."""
     session_kept_seconds: int = 24 * 3600
     """How long the state of its runs is kept after that, should its client come back."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    metrics_token: str | None = None
+    """What a scraper on another machine sends as a bearer token; without it, none is served."""
     allow_http: bool = False
     """Whether the API and the console may be reached in the clear over a network that is trusted."""
     prices: Prices = UNPRICED
@@ -99,6 +103,9 @@ class Settings:
             session_kept_seconds=_whole(
                 environment, "SESSION_KEPT_SECONDS", cls.session_kept_seconds
             ),
+            tls_cert=_file(environment, "TLS_CERT"),
+            tls_key=_file(environment, "TLS_KEY"),
+            metrics_token=environment.get("TINSMITH_METRICS_TOKEN") or None,
             allow_http=bool(_whole(environment, "ALLOW_HTTP", 0)),
             prices=_prices(environment),
             model_aliases=_aliases(environment.get("TINSMITH_MODEL_ALIASES", "")),
@@ -109,6 +116,15 @@ class Settings:
 def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
     base = environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(base) / "tinsmith"
+
+
+def _file(environment: Mapping[str, str], name: str) -> Path | None:
+    text = environment.get(f"TINSMITH_{name}")
+    if not text:
+        return None
+    if not Path(text).is_file():
+        raise SettingsError(f"TINSMITH_{name}: there is no file {text}.")
+    return Path(text)
 
 
 def _whole(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -46,6 +46,17 @@ class Storage:
         for name in [*await self.names(source), MANIFEST]:
             await obstore.copy_async(self._store, f"{source}/{name}", f"{target}/{name}")
 
+    async def folders(self, prefix: str, depth: int = 1) -> dict[str, datetime]:
+        """What lies so deep below the prefix, whole or not, and when it was last written to."""
+        levels = prefix.count("/") + 1 + depth
+        newest: dict[str, datetime] = {}
+        async for batch in obstore.list(self._store, prefix=prefix):
+            for entry in batch:
+                folder = "/".join(entry["path"].split("/")[:levels])
+                written = entry["last_modified"]
+                newest[folder] = max(newest.get(folder, written), written)
+        return newest
+
     async def delete_folder(self, prefix: str) -> None:
         """The manifest goes first: a folder half deleted is already not there."""
         found = [
@@ -66,19 +77,6 @@ class Storage:
         manifest = json.dumps({"files": entries}).encode()
         await obstore.put_async(self._store, f"{prefix}/{MANIFEST}", manifest)
         return sum(entry["size_bytes"] for entry in entries.values())
-
-    async def delete_folders_before(self, parent: str, instant: datetime) -> None:
-        """Those under `parent` in which nothing was written since."""
-        newest: dict[str, datetime] = {}
-        async for batch in obstore.list(self._store, prefix=parent):
-            for entry in batch:
-                folder = "/".join(entry["path"].split("/")[:2])
-                newest[folder] = max(
-                    newest.get(folder, entry["last_modified"]), entry["last_modified"]
-                )
-        for folder, written in newest.items():
-            if written < instant:
-                await self.delete_folder(folder)
 
     async def _read(self, path: str) -> bytes:
         try:

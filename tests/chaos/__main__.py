@@ -2,7 +2,8 @@
 
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from tests.chaos.cluster import APIS, WORKERS, Cluster, running_cluster
 from tests.chaos.drill import check, drill
+from tests.chaos.small_disk import CannotMount, SmallDisk, small_disk
 
 
 def main(
@@ -22,8 +24,8 @@ def main(
     with tempfile.TemporaryDirectory(prefix="tinsmith-chaos-") as made:
         place = folder or Path(made)
         place.mkdir(parents=True, exist_ok=True)
-        with running_cluster(place, str(place / "store")) as cluster:
-            others = _others(cluster)
+        with _disk(place / "disk") as disk, running_cluster(place, _store(place, disk)) as cluster:
+            others = _others(cluster, disk)
             plan = _plan(random.Random(seed), kills, list(others))
             report = drill(
                 cluster, clients=clients, steps=steps, plan=plan, others=others, seed=seed
@@ -41,8 +43,25 @@ def _plan(draw: random.Random, kills: int, others: list[str]) -> list[str]:
     return plan
 
 
-def _others(cluster: Cluster) -> dict[str, Callable[[], None]]:
-    return {"database": cluster.postgres.crash_and_restart}
+def _others(cluster: Cluster, disk: SmallDisk | None) -> dict[str, Callable[[], None]]:
+    others: dict[str, Callable[[], None]] = {"database": cluster.postgres.crash_and_restart}
+    if disk is not None:
+        others |= {"full disk": disk.fill, "read-only disk": disk.refuse}
+    return others
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[SmallDisk | None]:
+    try:
+        with small_disk(folder) as disk:
+            yield disk
+    except CannotMount as error:
+        typer.echo(f"Without a full or read-only disk: {error}.")
+        yield None
+
+
+def _store(place: Path, disk: SmallDisk | None) -> str:
+    return str((disk.folder if disk else place) / "store")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def running_cluster(
     ports = {name: _free_port() for name in APIS}
     model = save_tiny(folder / "model", 0)
     with ExitStack() as stack:
-        postgres = Postgres(folder / "pg")
+        postgres = Postgres()
         environment = os.environ | {
             "TINSMITH_DATA_DIR": str(folder),
             "TINSMITH_DATABASE_URL": postgres.new_database("tinsmith"),

@@ -2,13 +2,18 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tinker
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 from tinker import types
+from transformers import AutoModelForCausalLM
 
 from tests.contract.conftest import BASE_MODEL, SECOND_MODEL, VOCAB, Service
 
@@ -160,5 +165,97 @@ def test_another_tenants_checkpoint_is_as_absent_as_none(
 def test_the_losses_can_be_asked_for(service: Service) -> None:
     with service.http() as http:
         told = http.get("/extensions").json()
-    assert told["losses"]["x_distill_jsd"] == 1
+    assert told["losses"] == {"x_distill_jsd": 1, "x_distill_uld": 1, "x_distill_pg": 1}
     assert told["teachers"] == [BASE_MODEL, SECOND_MODEL]
+
+
+def test_a_teacher_by_its_token_alone_and_by_stretches(client: tinker.ServiceClient) -> None:
+    """x_distill_pg against advantages made by hand; stretches of one token are the same thing."""
+    run = new_run(client, steps=1)
+    lp, lq = (logits(one, TOKENS[0]) for one in (run, new_run(client, seed=3)))  # B is 0: its base
+    count = len(TOKENS[0]) - 1
+    at = np.arange(count), np.array(TOKENS[0][1:])
+    drawn = (lp[at] - 0.1).astype(np.float32)
+    scored = np.arange(count) >= PROMPT - 1
+    expected = -(np.exp(lp[at] - drawn) * (lq[at] - drawn) * scored).sum()
+    one = datum(TOKENS[0], logprobs=drawn)
+    found = run.forward_backward([one], "x_distill_pg", {"teacher": "base"}).result(60)
+    assert found.metrics["loss:sum"] == pytest.approx(expected, rel=1e-4)
+    n = np.flatnonzero(scored)
+    align = np.stack([n, n + 1, n + 1, n + 2], 1)
+    pieces = {"align": align, "teacher_tokens": np.array(TOKENS[0])}
+    split = datum(TOKENS[0], logprobs=drawn, **pieces)
+    chunks = run.forward_backward([split], "x_distill_uld", {"teacher": "base"}).result(60)
+    assert chunks.metrics["loss:sum"] == pytest.approx(expected, rel=1e-4)
+    assert chunks.metrics["distill/chunks:sum"] == n.size
+
+
+def test_sorted_probabilities_are_compared_whatever_they_are_called(
+    client: tinker.ServiceClient,
+) -> None:
+    run = new_run(client, steps=1)
+    second = client.create_lora_training_client(SECOND_MODEL, rank=4).result(60)
+    p, q = (torch.tensor(logits(one, TOKENS[0])).exp() for one in (run, second))
+    n = np.arange(PROMPT - 1, len(TOKENS[0]) - 1)
+    expected = (p.sort(-1).values - q.sort(-1).values).abs().sum(-1)[n].sum()
+    pieces = {
+        "align": np.stack([n, n + 1, n + 1, n + 2], 1),
+        "teacher_tokens": np.array(TOKENS[0]),
+    }
+    config: Any = {"teacher": SECOND_MODEL, "mode": "gold", "hybrid": 0.0}
+    found = run.forward_backward([datum(TOKENS[0], **pieces)], "x_distill_uld", config).result(60)
+    assert found.metrics["loss:sum"] == pytest.approx(float(expected), abs=1e-4)
+    one = datum(TOKENS[0], teacher_tokens=np.array(TOKENS[0]))
+    with pytest.raises(tinker.RequestFailedError, match="send align"):
+        run.forward_backward([one], "x_distill_uld", {"teacher": SECOND_MODEL}).result(60)
+
+
+def saved(service: Service, run: tinker.TrainingClient, name: str) -> Path:
+    """The folder in the store of a checkpoint saved now: the only one that was not there before."""
+    store = service.data_dir / "store" / "checkpoints"
+    before = set(store.iterdir()) if store.exists() else set()
+    run.save_state(name).result(60)
+    [made] = set(store.iterdir()) - before
+    return made
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_step_is_trls(client: tinker.ServiceClient, service: Service, beta: float) -> None:
+    """One forward_backward and optim_step against GKDTrainer.compute_loss on peft, same adapter.
+
+    Adam with betas 0 and a large eps moves by lr/eps times the gradient: so the weights tell it.
+    """
+    gkd = pytest.importorskip("trl.experimental.gkd").GKDTrainer
+    run = new_run(client, steps=1)
+    before = saved(service, run, f"before-{beta}")
+    scored = sum(len(tokens) - PROMPT for tokens in TOKENS)
+    ours = data()
+    for one in ours:
+        weights = one.loss_fn_inputs["weights"].to_numpy() / scored
+        one.loss_fn_inputs["weights"] = types.TensorData.from_numpy(weights.astype(np.float32))
+    run.forward_backward(ours, "x_distill_jsd", {"teacher": SECOND_MODEL, "beta": beta}).result(60)
+    run.optim_step(types.AdamParams(learning_rate=100, beta1=0, beta2=0, eps=1e3)).result(60)
+    after = saved(service, run, f"after-{beta}")
+    weights = [load_file(one / "adapter_model.safetensors") for one in (before, after)]
+    student = AutoModelForCausalLM.from_pretrained(service.data_dir / "tiny")
+    student = PeftModel.from_pretrained(student, before, is_trainable=True)
+    teacher = AutoModelForCausalLM.from_pretrained(service.data_dir / "tiny-two")
+    width = max(map(len, TOKENS))
+    ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in TOKENS])
+    there = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in TOKENS])
+    labels = ids.masked_fill(there == 0, -100)
+    labels[:, :PROMPT] = -100
+    inputs = {"input_ids": ids, "attention_mask": there, "labels": labels}
+    trainer = SimpleNamespace(
+        teacher_model=teacher, beta=beta, generalized_jsd_loss=gkd.generalized_jsd_loss
+    )
+    gkd.compute_loss(trainer, student, inputs).backward()
+    compared = 0
+    for name, parameter in student.named_parameters():
+        key = name.replace(".default.", ".")
+        if parameter.grad is not None:
+            step = (weights[0][key] - weights[1][key]) * 10  # eps / lr
+            torch.testing.assert_close(step, parameter.grad, atol=1e-5, rtol=1e-3)
+            compared += 1
+    assert compared == len(weights[0])
+    assert any(one.abs().max() > 1e-3 for one in weights[0].values())

@@ -214,7 +214,7 @@ def test_without_the_extension_plain_calls_do_it_and_say_so(
     thin: ServiceClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bare(run: Any) -> connections.Connection:
-        return connections.Connection(run.base_url, run.api_key, {}, frozenset())
+        return connections.Connection(run.base_url, run.api_key, {}, frozenset(), {})
 
     monkeypatch.setattr("tinsmith.distill.distiller.connect", bare)
     run = student(thin)

@@ -60,7 +60,7 @@ def test_a_checkpoint_is_listed_to_its_owner_alone(service: Service, checkpoint:
     with pytest.raises(openai.NotFoundError) as refused:
         other.completions.create(model=checkpoint, prompt=PROMPT)
     assert refused.value.param == "model"
-    assert refused.value.code == "not_found"
+    assert refused.value.code == "model_not_found"
 
 
 def test_a_completion_streams_what_it_says_whole(ai: OpenAI) -> None:
@@ -207,6 +207,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [1 << 70]}, "prompt"),
     ({"prompt": ["a", 3]}, "prompt"),
     ({"prompt": [3] * CONTEXT}, "prompt"),
+    ({"max_tokens": 1 << 70}, "max_tokens"),
+    ({"top_k": 1 << 70}, "top_k"),
+    ({"stop_token_ids": [1 << 70]}, "stop_token_ids"),
+    ({"n": 128, "prompt": ["w3"] * 64}, "n"),
     ({"model": "nobody/nothing"}, "model"),
     ({"model": ""}, "model"),
     ({"model": "tinker://x"}, "model"),
@@ -231,6 +235,13 @@ def test_what_cannot_be_is_refused_by_name_and_for_good(
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param, error
     assert answer.headers["content-type"] == "application/json"
+
+
+def test_a_seed_may_be_any_number(ai: OpenAI) -> None:
+    for seed in (-1, 1 << 70):
+        asked: dict[str, Any] = {"model": BASE_MODEL, "prompt": PROMPT, "seed": seed}
+        once, again = (ai.completions.create(**asked).choices[0].text for _ in range(2))
+        assert once == again
 
 
 def test_a_wrong_key_and_no_key(service: Service) -> None:

@@ -1,8 +1,9 @@
 """Both ends of the queue on one real Valkey, driven at random: whatever dies, order and once hold.
 
 The model is a list: a run's state is the seqs whose effects it holds. Whatever sequence of submits,
-resends, tombstones, snapshots, crashes, adoptions and zombies came before, what can be rebuilt from
-snapshot and log must be exactly the acknowledged ops, in seq order, each once.
+resends, tombstones, cancellations, closed gaps, lost answers, snapshots, evictions, drains, crashes,
+adoptions and zombies came before, what can be rebuilt from snapshot and log must be exactly the
+acknowledged ops, in seq order, each once; and what is counted as waiting is what has no result.
 """
 
 import asyncio
@@ -54,7 +55,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.add_worker()
 
     def teardown(self) -> None:
-        self._drain()
+        self._settle()
         for worker in self.workers:
             worker.queue.redis.close()
         self.loop.run_until_complete(self.bus.close())
@@ -62,9 +63,16 @@ class QueueMachine(RuleBasedStateMachine):
 
     # What the client does
 
-    @rule(run=st.sampled_from(RUNS), ahead=st.integers(0, 3), refused=st.booleans())
-    def submit(self, run: str, ahead: int, refused: bool) -> None:
-        """Chunks arrive out of order, so up to three seqs ahead; the run itself is created first."""
+    @rule(
+        run=st.sampled_from(RUNS),
+        sent=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4)), min_size=1, max_size=4),
+    )
+    def submit(self, run: str, sent: list[tuple[int, int]]) -> None:
+        for ahead, luck in sent:
+            self._submit(run, ahead, refused=luck == 4)
+
+    def _submit(self, run: str, ahead: int, refused: bool) -> None:
+        """Chunks arrive out of order, so up to two seqs ahead; the run itself is created first."""
         seqs = self.submitted[run]
         missing = next(seq for seq in range(len(seqs) + 1) if seq not in seqs)
         seq = missing + ahead if seqs else 0
@@ -85,6 +93,18 @@ class QueueMachine(RuleBasedStateMachine):
         if seqs:
             self._await(self.bus.submit("org", BASE, _job(run, seqs[pick % len(seqs)])))
 
+    @rule(run=st.sampled_from(RUNS), pick=st.integers(0, 50), in_work=st.booleans())
+    def cancel(self, run: str, pick: int, in_work: bool) -> None:
+        """An op without a result, and all behind it; the numbers between that never came go along."""
+        for worker in self.workers if in_work else ():
+            self._take(worker, 3)
+        seqs = sorted(self._waiting(run))
+        if not seqs:
+            return
+        seq = seqs[pick % len(seqs)]
+        self._await(self.bus.cancel(f"{run}:{seq}"))
+        self._fail(run, seq)
+
     # What workers do
 
     @precondition(lambda self: len(self.workers) < 3)
@@ -101,20 +121,23 @@ class QueueMachine(RuleBasedStateMachine):
         self.workers.append(Worker(queue))
 
     @precondition(lambda self: self.workers)
-    @rule(pick=st.integers(0, 9), budget=st.integers(1, 3), lost=st.booleans())
-    def take(self, pick: int, budget: int, lost: bool) -> None:
+    @rule(pick=st.integers(0, 9), budget=st.integers(1, 3), luck=st.integers(0, 3))
+    def take(self, pick: int, budget: int, luck: int) -> None:
         """The answer may be lost on its way; what was asked stands, and is asked again."""
-        self._take(self._pick(pick), budget, lost)
+        self._take(self._pick(pick), budget, lost=luck == 3)
 
     @precondition(lambda self: self.workers)
-    @rule(pick=st.integers(0, 9))
-    def finish(self, pick: int) -> None:
-        self._finish(self._pick(pick))
+    @rule(pick=st.integers(0, 9), many=st.integers(1, 4))
+    def finish(self, pick: int, many: int) -> None:
+        for _ in range(many):
+            self._finish(self._pick(pick))
 
     @precondition(lambda self: self.workers)
     @rule(pick=st.integers(0, 9), run=st.sampled_from(RUNS))
     def snapshot(self, pick: int, run: str) -> None:
-        worker = self._pick(pick)
+        self._snapshot(self._pick(pick), run)
+
+    def _snapshot(self, worker: Worker, run: str) -> None:
         memory = worker.runs.get(run)
         if not memory or not memory.state:
             return
@@ -126,25 +149,52 @@ class QueueMachine(RuleBasedStateMachine):
             del worker.runs[run]
 
     @precondition(lambda self: self.workers)
+    @rule(pick=st.integers(0, 9), run=st.sampled_from(RUNS))
+    def evict(self, pick: int, run: str) -> None:
+        """A run leaves memory, with or without ops in work, and comes back by its snapshot and log."""
+        worker = self._pick(pick)
+        if memory := worker.runs.get(run):
+            memory.state = self._rebuild(worker.queue, run)
+
+    @precondition(lambda self: self.workers)
+    @rule(run=st.sampled_from(RUNS), ahead=st.integers(1, 2), busy=st.booleans())
+    def close_gap(self, run: str, ahead: int, busy: bool) -> None:
+        """One does not come; as if it had been waited for long enough by whoever knows the run."""
+        self._submit(run, ahead, refused=False)
+        for worker in list(self.workers):
+            for _ in range(0 if busy else 8):
+                self._take(worker, 3)
+                self._finish(worker)
+            if memory := worker.runs.get(run):
+                done = worker.queue.record(run).done
+                missing, behind = failure("missing"), failure("behind")
+                if worker.queue.close_gap(run, memory.epoch, missing, behind):
+                    assert done + 1 not in self.submitted[run], "it had come"
+                    self._fail(run, done + 1)
+
+    @precondition(lambda self: len(self.workers) > 1)
+    @rule(pick=st.integers(0, 9))
+    def drain(self, pick: int) -> None:
+        """A planned stop: what is done is snapshot, what is claimed goes back."""
+        worker = self._pick(pick)
+        for run in RUNS:
+            self._snapshot(worker, run)
+        worker.queue.withdraw([BASE])
+        self.workers.remove(worker)
+
+    @precondition(lambda self: self.workers)
     @rule(pick=st.integers(0, 9))
     def lose_lease(self, pick: int) -> None:
         """The worker sleeps past its lease and may go on later: a zombie."""
         worker = self._pick(pick)
         worker.queue.redis.delete(keys.lease(worker.queue.worker))
 
-    @precondition(lambda self: self.workers)
+    @precondition(lambda self: len(self.workers) > 1)
     @rule(pick=st.integers(0, 9))
     def kill(self, pick: int) -> None:
         worker = self._pick(pick)
         worker.queue.redis.delete(keys.lease(worker.queue.worker))
         self.workers.remove(worker)
-
-    @precondition(lambda self: self.workers)
-    @rule(pick=st.integers(0, 9))
-    def adopt(self, pick: int) -> None:
-        worker = self._pick(pick)
-        if worker.queue.redis.exists(keys.lease(worker.queue.worker)):
-            worker.news |= worker.queue.adopt_orphans([BASE])
 
     # What must hold
 
@@ -157,9 +207,20 @@ class QueueMachine(RuleBasedStateMachine):
             if self.submitted[run]:
                 assert self._rebuild(reader, run) == self.acknowledged[run]
                 assert self.acknowledged[run] == sorted(set(self.acknowledged[run]))
+        waiting = sum(len(self._waiting(run)) for run in RUNS)
+        assert int(reader.redis.hget(keys.load(keys.SERVER_SCOPE), "requests") or 0) == waiting
         reader.redis.close()
 
-    def _drain(self) -> None:
+    def _waiting(self, run: str) -> set[int]:
+        return self.submitted[run] - self.tombstones[run] - set(self.acknowledged[run])
+
+    def _fail(self, run: str, first: int) -> None:
+        """Everything from there on that has no result, come or not, has failed."""
+        failed = set(range(first, max(self.submitted[run]) + 1)) - set(self.acknowledged[run])
+        self.submitted[run] |= failed
+        self.tombstones[run] |= failed
+
+    def _settle(self) -> None:
         """Everyone dies, a fresh worker takes over: all that was contiguous has run, once."""
         for worker in list(self.workers):
             worker.queue.redis.delete(keys.lease(worker.queue.worker))
@@ -180,6 +241,8 @@ class QueueMachine(RuleBasedStateMachine):
             assert self.acknowledged[run] == expected
 
     def _take(self, worker: Worker, budget: int, lost: bool = False) -> None:
+        if worker.queue.redis.exists(keys.lease(worker.queue.worker)):
+            worker.news |= worker.queue.adopt_orphans([BASE])
         worker.news |= worker.queue.news() | set(worker.runs)
         at = {run: _taken_of(worker.runs.get(run)) for run in sorted(worker.news)}
         answer = worker.queue.take(at, budget)

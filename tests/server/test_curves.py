@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -29,8 +28,8 @@ def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-async def opened(tmp_path: Path) -> Database:
-    db = Database(f"sqlite+aiosqlite:///{tmp_path / 'curves.db'}")
+async def opened(database_url: str) -> Database:
+    db = Database(database_url)
     async with db._engine.begin() as connection:
         await connection.run_sync(Table.metadata.create_all)
     return db
@@ -49,7 +48,9 @@ def worker(url: str, name: str) -> Queue:
     return queue
 
 
-def test_a_step_is_the_sum_of_its_passes_and_is_there_once(tmp_path: Path, own_valkey: str) -> None:
+def test_a_step_is_the_sum_of_its_passes_and_is_there_once(
+    database_url: str, own_valkey: str
+) -> None:
     # Two chunks with losses 6 and 2 of weights 3 and 1: 8 / 4 a token. Their drifts, 0.1 and 0.5:
     # (0.1 * 3 + 0.5 * 1) / 4 = 0.2. The failed pass and the one without a gradient are no part of it.
     ops = [
@@ -65,7 +66,7 @@ def test_a_step_is_the_sum_of_its_passes_and_is_there_once(tmp_path: Path, own_v
     ]
 
     async def flow() -> tuple[list[RunStep], list[RunAdoption]]:
-        db, bus = await opened(tmp_path), Bus(own_valkey)
+        db, bus = await opened(database_url), Bus(own_valkey)
         first = worker(own_valkey, "a")
         for one, _ in ops:
             await bus.submit("org", "tiny", one)
@@ -104,13 +105,13 @@ def test_a_step_is_the_sum_of_its_passes_and_is_there_once(tmp_path: Path, own_v
 
 
 def test_a_long_run_keeps_a_bounded_number_of_steps(
-    tmp_path: Path, own_valkey: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, own_valkey: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collector, "MOST_STEPS", 8)
     redis = Redis.from_url(own_valkey)
 
     async def flow() -> dict[int, list[int]]:
-        db, bus = await opened(tmp_path), Bus(own_valkey)
+        db, bus = await opened(database_url), Bus(own_valkey)
         kept = {}
         for step in range(1, 70):
             redis.xadd(

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -28,12 +27,12 @@ def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def test_a_batch_that_comes_twice_is_counted_once(tmp_path: Path, own_valkey: str) -> None:
+def test_a_batch_that_comes_twice_is_counted_once(database_url: str, own_valkey: str) -> None:
     redis = Redis.from_url(own_valkey)
     field = f"{int(NOON.timestamp())}|org|sess|training|a|b"
 
     async def flow() -> list[tuple[datetime, str, int]]:
-        db = Database(f"sqlite+aiosqlite:///{tmp_path / 'usage.db'}")
+        db = Database(database_url)
         async with db._engine.begin() as connection:
             await connection.run_sync(Table.metadata.create_all)
         async with db.begin() as sql:

@@ -90,9 +90,22 @@ def test_an_organization_with_nothing_in_work_waits_for_no_one_elses_budget() ->
     made.add(job("b/1", tokens=60), "tiny", "another")
     [small] = made.next_passes()
     assert small.request_id == "b/1"
-    assert made.is_first(small)
+    assert made.is_newcomer(small)
     made.add(job("b/2", tokens=60), "tiny", "another")
     assert made.next_passes() == []
+
+
+def test_all_that_a_newcomer_brings_is_a_newcomers_until_the_next_round() -> None:
+    made = scheduler(job("a/1", tokens=10))
+    made.next_passes()
+    for seq in (1, 2):
+        made.add(job(f"b/{seq}", tokens=10), "tiny", "another")
+    first, second = made.next_passes()
+    assert made.is_newcomer(first)
+    assert made.is_newcomer(second)
+    made.add(job("b/3", tokens=10), "tiny", "another")
+    [third] = made.next_passes()
+    assert not made.is_newcomer(third)
 
 
 def test_organizations_take_turns_however_many_runs_each_has() -> None:

@@ -19,6 +19,7 @@ class Round:
             del self._left[name]
         for name in wanting:
             self._left.setdefault(name, self._quantum)
+        self._skip_idle_rounds()
         while True:
             name = next(iter(self._left))
             left = self._left[name]
@@ -26,6 +27,12 @@ class Round:
                 return name
             del self._left[name]
             self._left[name] = left + self._quantum
+
+    def _skip_idle_rounds(self) -> None:
+        """Rounds in which nobody would have anything left yet."""
+        idle = -max(self._left.values()) // self._quantum
+        if idle > 0:
+            self._left = {name: left + idle * self._quantum for name, left in self._left.items()}
 
     def charge(self, name: str, cost: int) -> None:
         self._left[name] -= max(cost, 1)

@@ -392,7 +392,7 @@ class Worker:
             work = Work(run=state, data=[], loss_fn="", loss_fn_config={})
             trainer.refuse(work, str(error))
         else:
-            trainer.add(work, first=self._scheduler.is_first(one.job))
+            trainer.add(work, first=self._scheduler.is_newcomer(one.job))
         self._training[id(work)] = one
 
     def _train(self) -> float:

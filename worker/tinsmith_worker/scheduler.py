@@ -43,6 +43,7 @@ class Scheduler:
         self._tokens = 0
         self._in_work: Counter[str] = Counter()
         """Requests that run tokens, by organization."""
+        self._newcomers: set[str] = set()
         self._quantum = max(1, max_tokens_in_work // _TURNS)
         self._organizations = Round(self._quantum)
         self._runs: dict[str, Round] = {}
@@ -75,9 +76,9 @@ class Scheduler:
         line = self.lines.get(run_id)
         return line is None or line.waiting_tokens < tokens
 
-    def is_first(self, job: Job) -> bool:
-        """Whether it is all that its organization has in work."""
-        return self._in_work[self.lines[job.run_id].organization] == 1
+    def is_newcomer(self, job: Job) -> bool:
+        """Whether its organization had nothing in work before the last round."""
+        return self.lines[job.run_id].organization in self._newcomers
 
     @property
     def can_begin(self) -> bool:
@@ -98,6 +99,7 @@ class Scheduler:
     def next_passes(self) -> list[Job]:
         """Forward ops that may join those in work, while the budget lasts."""
         begun: list[Job] = []
+        self._newcomers = {name for name in self._ready() if not self._in_work[name]}
         while ready := self._ready():
             organization = self._organizations.next(ready)
             runs = self._runs.setdefault(organization, Round(self._quantum))

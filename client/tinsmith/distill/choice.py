@@ -167,7 +167,7 @@ class Choice:
             parts.append(
                 self._divergence(
                     beta=1.0,
-                    temperature=1.0,
+                    temperature=method.temperature,
                     top_k=method.top_k,
                     tail=True,
                     reduction=method.reduction,

@@ -25,6 +25,8 @@ class Connection:
     losses: Mapping[str, int]
     """Losses beyond Tinker's. Empty for a service that does not say that it has any."""
     extensions: frozenset[str]
+    contexts: Mapping[str, int]
+    """Tokens that each base model can read, where the service says so."""
 
     def service(self) -> ServiceClient:
         return ServiceClient(base_url=self.base_url, api_key=self.api_key)
@@ -36,11 +38,18 @@ def connect(run: Any) -> Connection:
     headers = {"X-API-Key": api_key}
     with httpx.Client(base_url=base_url, headers=headers, timeout=60) as http:
         answer = http.get("/api/v1/extensions")
+        contexts = _contexts(http.get("/api/v1/get_server_capabilities"))
     if answer.status_code == _MISSING:
-        return Connection(base_url, api_key, {}, frozenset())
+        return Connection(base_url, api_key, {}, frozenset(), contexts)
     told: dict[str, Any] = answer.raise_for_status().json()
     names = frozenset(one["name"] for one in told.get("extensions", ()))
-    return Connection(base_url, api_key, told.get("losses", {}), names)
+    return Connection(base_url, api_key, told.get("losses", {}), names, contexts)
+
+
+def _contexts(answer: httpx.Response) -> dict[str, int]:
+    served = answer.raise_for_status().json()["supported_models"]
+    lengths = {one.get("model_name"): one.get("max_context_length") for one in served}
+    return {name: length for name, length in lengths.items() if name and length}
 
 
 def types_of(client: Any) -> Any:

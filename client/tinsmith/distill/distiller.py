@@ -14,7 +14,7 @@ from typing import Any, Self
 from tinsmith.distill.choice import Choice
 from tinsmith.distill.connection import base_model_of, connect, resolved, tokenizer_of, types_of
 from tinsmith.distill.drawing import Drawn, Sampling, draw
-from tinsmith.distill.methods import GKD, GOLD, Method
+from tinsmith.distill.methods import Method, PromptDistillation
 from tinsmith.distill.reports import JSONL, ConsoleTable, Report, Reports
 from tinsmith.distill.rollout import Example, Rollout
 from tinsmith.distill.signals import Metrics, Signal
@@ -68,7 +68,8 @@ class Distiller:
         tokenizer = tokenizer or tokenizer_of(connection, run, base_model)
         rendering = Renderer(tokenizer, renderer, system_prompt, template_arguments or {})
         self.run_client, self.method = run, method
-        self.student = Student(base_model, rendering, types_of(run))
+        context = connection.contexts.get(base_model)
+        self.student = Student(base_model, rendering, types_of(run), context)
         self.staff = Staff(_teachers(teacher), self.student, connection)
         self.sampling = Sampling(
             max_tokens=max_tokens,
@@ -83,7 +84,7 @@ class Distiller:
             method
         )
         self._schedule, self._adam, self._ahead = learning_rate, adam or {}, ahead
-        self._steps_done = 0
+        self.steps_done = 0
 
     @property
     def support(self) -> str:
@@ -92,30 +93,22 @@ class Distiller:
 
     def step(self, batch: Batch) -> Step:
         """Draws, teaches and steps, strictly on-policy."""
-        drawn = self._draw(_examples(batch), self._steps_done, self._sampler())
-        done = self._learn(self._steps_done, drawn.collect(), drawn.sampler)
-        self._steps_done += 1
+        drawn = self.draw(examples_of(batch), self.steps_done, self.sampler())
+        done = self.learn(self.steps_done, drawn.collect(), drawn.sampler)
+        self.steps_done += 1
         return done()
 
     def evaluate(self, batch: Batch, num_samples: int = 1) -> Metrics:
         """Figures on what the student says to these prompts now; nothing is trained."""
-        sampler = self._sampler()
+        sampler = self.sampler()
         sampling = replace(self.sampling, group_size=num_samples)
-        method = self.method
-        if isinstance(method, GKD | GOLD):
-            method = replace(method, lmbda=1.0)
-        drawn = draw(
-            _examples(batch),
-            EVALUATION_STEP,
-            sampler,
-            method,
-            sampling,
-            self.student,
-            self.staff,
-        )
+        examples = examples_of(batch)
+        settings = (self.method, sampling, self.student, self.staff)
+        by_student = None if isinstance(self.method, PromptDistillation) else True
+        drawn = draw(examples, EVALUATION_STEP, sampler, *settings, by_student)
         rollouts = drawn.collect()
         metrics = self.signal.look(rollouts, sampler).metrics()
-        return metrics | _lengths(rollouts)
+        return metrics | lengths(rollouts)
 
     def run(
         self,
@@ -134,18 +127,18 @@ class Distiller:
         A checkpoint and the state are written every `save_every` steps and at the end, together with
         what was drawn ahead. `metrics` names a JSONL file; `console` shows a bar and a table.
         """
-        examples = _examples(prompts)
+        examples = examples_of(prompts)
         path = None if state is None else Path(state)
         settings = self._settings(examples, batch_size)
         found = None if path is None else State.read(path, settings)
         if found is not None:
             self.run_client.load_state_with_optimizer(found.checkpoint).result()
-            self._steps_done = found.step
+            self.steps_done = found.step
         members: list[Report] = list(reports)
         members += [JSONL(metrics)] if metrics is not None else []
         members += [ConsoleTable(steps)] if console else []
         with Reports(members) as report:
-            report.resume(self._steps_done)
+            report.resume(self.steps_done)
             loop = _Loop(self, examples, batch_size, path, settings, save_every)
             return loop.run(steps, found.drawn if found else None, report)
 
@@ -161,27 +154,35 @@ class Distiller:
 
     def _settings(self, examples: Sequence[Example], batch_size: int) -> str:
         teachers = [(one.teacher.name, one.teacher.system_prompt) for one in self.staff.members]
-        rate = self._schedule if isinstance(self._schedule, float) else "a schedule"
+        rate = "a schedule" if callable(self._schedule) else self._schedule
         parts = (self.method, teachers, self.sampling, rate, sorted(self._adam.items()))
         return digest(*parts, self._ahead, self.signal.words, batch_size, examples)
 
-    def _sampler(self) -> Any:
+    def sampler(self) -> Any:
         """Of the weights as they are after what was sent so far."""
         return resolved(self.run_client.save_weights_and_get_sampling_client())
 
-    def _draw(self, examples: Sequence[Example], step: int, sampler: Any) -> Drawn:
-        return draw(examples, step, sampler, self.method, self.sampling, self.student, self.staff)
+    def draw(
+        self,
+        examples: Sequence[Example],
+        step: int,
+        sampler: Any,
+        by_student: bool | None = None,
+    ) -> Drawn:
+        """Completions of a batch, under way."""
+        settings = (self.method, self.sampling, self.student, self.staff)
+        return draw(examples, step, sampler, *settings, by_student)
 
-    def _learn(self, step: int, rollouts: Sequence[Rollout], sampler: Any) -> Callable[[], Step]:
+    def learn(self, step: int, rollouts: Sequence[Rollout], sampler: Any) -> Callable[[], Step]:
         """Sends gradient and step; the answer waits for both."""
         started = time.monotonic()
         sent = self.signal.send(rollouts, sampler)
-        rate = self._schedule if isinstance(self._schedule, float) else self._schedule(step)
+        rate = self._schedule(step) if callable(self._schedule) else self._schedule
         params = self.student.types.AdamParams(learning_rate=rate, **self._adam)
         stepped = self.run_client.optim_step(params)
 
         def answer() -> Step:
-            metrics = sent.metrics() | _lengths(rollouts)
+            metrics = sent.metrics() | lengths(rollouts)
             told = stepped.result().metrics or {}
             if "grad_norm" in told:
                 metrics["grad_norm"] = told["grad_norm"]
@@ -210,32 +211,32 @@ class _Loop:
 
     def run(self, steps: int, drawn: Sequence[Rollout] | None, report: Reports) -> list[Step]:
         d, done = self._d, []
-        if d._steps_done >= steps:
+        if d.steps_done >= steps:
             return []
-        sampler = d._sampler()
+        sampler = d.sampler()
         coming = (
-            Drawn([lambda: list(drawn)], sampler) if drawn else self._draw(d._steps_done, sampler)
+            Drawn([lambda: list(drawn)], sampler) if drawn else self._draw(d.steps_done, sampler)
         )
-        while d._steps_done < steps:
-            number, rollouts = d._steps_done, coming.collect()
+        while d.steps_done < steps:
+            number, rollouts = d.steps_done, coming.collect()
             current = coming.sampler
             last = number + 1 == steps
             if d._ahead:
-                current = d._sampler()
+                current = d.sampler()
                 coming = coming if last else self._draw(number + 1, current)
-            answer = d._learn(number, rollouts, current)
+            answer = d.learn(number, rollouts, current)
             if not d._ahead and not last:
-                coming = self._draw(number + 1, d._sampler())
+                coming = self._draw(number + 1, d.sampler())
             one = answer()
-            d._steps_done = number + 1
+            d.steps_done = number + 1
             report.write(number, one.metrics)
             done.append(one)
-            if self._state is not None and (d._steps_done % self._save_every == 0 or last):
+            if self._state is not None and (d.steps_done % self._save_every == 0 or last):
                 coming = self._save(None if last else coming)
         return done
 
     def _draw(self, step: int, sampler: Any) -> Drawn:
-        return self._d._draw(self._batch(step), step, sampler)
+        return self._d.draw(self._batch(step), step, sampler)
 
     def _batch(self, step: int) -> list[Example]:
         """Every example once an epoch, in an order that the seed and the epoch decide."""
@@ -250,11 +251,11 @@ class _Loop:
 
     def _save(self, coming: Drawn | None) -> Drawn:
         d = self._d
-        saved = d.run_client.save_state(f"step-{d._steps_done}", overwrite=True).result().path
+        saved = d.run_client.save_state(f"step-{d.steps_done}", overwrite=True).result().path
         rollouts = coming.collect() if coming is not None else None
         assert self._state is not None
         ahead = rollouts if d._ahead else None
-        State(d._steps_done, saved, self._settings, ahead).write(self._state)
+        State(d.steps_done, saved, self._settings, ahead).write(self._state)
         sampler = coming.sampler if coming is not None else None
         return Drawn([lambda: list(rollouts or ())], sampler)
 
@@ -264,11 +265,11 @@ def _teachers(given: Teacher | str | Sequence[Teacher | str]) -> list[Teacher]:
     return [Teacher(one) if isinstance(one, str) else one for one in several]
 
 
-def _examples(batch: Batch) -> list[Example]:
+def examples_of(batch: Batch) -> list[Example]:
     return [one if isinstance(one, Example) else Example(one) for one in batch]
 
 
-def _lengths(rollouts: Sequence[Rollout]) -> Metrics:
+def lengths(rollouts: Sequence[Rollout]) -> Metrics:
     tokens = sum(len(one.completion) for one in rollouts)
     student = sum(len(one.completion) for one in rollouts if one.source == "student")
     finished = sum(one.finished for one in rollouts)

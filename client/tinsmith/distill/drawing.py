@@ -24,9 +24,9 @@ class Sampling:
     stop: str | Sequence[str] | Sequence[int] | None = None
     seed: int = 0
 
-    def parameters(self, types: Any, step: int, place: int) -> Any:
+    def parameters(self, types: Any, step: int, place: int, room: int | None) -> Any:
         return types.SamplingParams(
-            max_tokens=self.max_tokens,
+            max_tokens=self.max_tokens if room is None else min(self.max_tokens, room),
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
@@ -54,17 +54,20 @@ def draw(
     sampling: Sampling,
     student: Student,
     staff: Staff,
+    by_student: bool | None = None,
 ) -> Drawn:
-    """Sends all requests; nothing is awaited."""
+    """Sends all requests; nothing is awaited. `by_student` says who completes whatever the method says."""
     own = _completed_by_student(len(examples), step, method, sampling.seed)
+    if by_student is not None:
+        own = [by_student] * len(examples)
     seq_kd = isinstance(method, PromptDistillation) or getattr(method, "seq_kd", False)
     parts = []
-    for place, (example, by_student) in enumerate(zip(examples, own, strict=True)):
+    for place, (example, student_completes) in enumerate(zip(examples, own, strict=True)):
         prompt = student.renderer.tokens(example.prompt)
         teacher_prompt = staff[example.teacher].prompt_tokens(example, prompt)
-        if by_student:
+        if student_completes:
             client, asked, source = sampler, prompt, "student"
-        elif seq_kd:
+        elif seq_kd and by_student is None:
             member = staff[example.teacher]
             _check_same(member)
             client, asked, source = member.sampler(sampler), teacher_prompt or prompt, "teacher"
@@ -75,10 +78,22 @@ def draw(
         future = client.sample(
             types.ModelInput.from_ints(asked),
             sampling.group_size,
-            sampling.parameters(types, step, place),
+            sampling.parameters(types, step, place, _room(student, max(prompt, asked, key=len))),
         )
         parts.append(_sampled(future, prompt, teacher_prompt, example.teacher, source))
     return Drawn(parts, sampler)
+
+
+def _room(student: Student, prompt: Sequence[int]) -> int | None:
+    """Tokens for a completion: one less than the context has, so that all of them can be scored."""
+    if student.context is None:
+        return None
+    room = student.context - len(prompt) - 1
+    if room < 1:
+        raise ValueError(
+            f"examples: a prompt of {len(prompt)} tokens fills the model's context of {student.context}."
+        )
+    return room
 
 
 def _completed_by_student(count: int, step: int, method: Method, seed: int) -> list[bool]:

@@ -117,11 +117,14 @@ class MiniLLM:
     length_norm: bool = True
     exclude_current: bool = True
     loss: str = "importance_sampling"
+    temperature: float = 1.0
+    """Of the exact part."""
     top_k: int = 0
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
         _within("MiniLLM.gamma", self.gamma, 0, 1)
+        _positive("MiniLLM.temperature", self.temperature)
         _one_of("MiniLLM.loss", self.loss, POLICY_LOSSES)
         _one_of("MiniLLM.reduction", self.reduction, REDUCTIONS)
         if not self.single_step and not self.kl_coef:

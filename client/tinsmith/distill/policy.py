@@ -80,7 +80,7 @@ def log_ratios(
     clients = [staff[one.teacher].sampler(sampler) for one in rollouts]
     futures = [
         client.compute_logprobs(
-            types_of(client).ModelInput.from_ints(staff[one.teacher].sequence(one))
+            types_of(client).ModelInput.from_ints(staff[one.teacher].scorable(one))
         )
         for client, one in zip(clients, rollouts, strict=True)
     ]
@@ -101,9 +101,12 @@ def _ratios(
     member = staff[rollout.teacher]
     ours = np.array(rollout.logprobs, np.float32)
     completion = member.completion_tokens(rollout)
-    theirs = np.array([one or 0.0 for one in scored[len(scored) - len(completion) :]], np.float32)
+    start = len(member.sequence(rollout)) - len(completion)
+    theirs = np.array([one or 0.0 for one in scored[start:]], np.float32)
     if member.same_tokens:
-        return theirs - ours
+        found = np.zeros_like(ours)
+        found[: theirs.size] = theirs - ours[: theirs.size]
+        return found
     return by_stretch(rollout, completion, student, member.renderer.tokenizer, ours, theirs)
 
 
@@ -119,6 +122,8 @@ def by_stretch(
     found = np.zeros_like(ours)
     pairs = stretches(student.tokenizer, rollout.completion, tokenizer, completion)
     for here, there in pairs:
+        if there.stop > theirs.size:  # beyond what the teacher can read
+            break
         found[here.start : here.stop] = (
             theirs[there.start : there.stop].sum() - ours[here.start : here.stop].sum()
         )

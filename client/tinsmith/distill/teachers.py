@@ -20,6 +20,8 @@ class Student:
     base_model: str
     renderer: Renderer
     types: Any
+    context: int | None = None
+    """Tokens that it can read."""
 
     @property
     def tokenizer(self) -> Any:
@@ -60,6 +62,9 @@ class Staff:
                 "give Teacher(tokenizer=...)."
             )
         return fetch_tokenizer(self._connection.base_url, self._connection.api_key, base_model)
+
+    def context(self, base_model: str) -> int | None:
+        return self._connection.contexts.get(base_model)
 
     def close(self) -> None:
         if self._service is not None:
@@ -103,6 +108,10 @@ class _Member:
             found: str = self._own_sampler.get_base_model()
             return found
         return self.teacher.name
+
+    @property
+    def context(self) -> int | None:
+        return self._staff.context(self.base_model)
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -156,6 +165,11 @@ class _Member:
         return [*found, end] if ended and end is not None else found
 
     def sequence(self, rollout: Rollout) -> list[int]:
-        """All that it reads of a rollout."""
+        """All that there is to read of a rollout."""
         prompt = rollout.prompt if rollout.teacher_prompt is None else rollout.teacher_prompt
         return prompt + self.completion_tokens(rollout)
+
+    def scorable(self, rollout: Rollout) -> list[int]:
+        """What of it fits: to score tokens takes room for one more."""
+        whole = self.sequence(rollout)
+        return whole if self.context is None else whole[: self.context - 1]

@@ -11,7 +11,7 @@ import msgspec
 from tinsmith.protocol.bodies import Body
 from tinsmith.protocol.errors import BadRequest
 
-LOSS_VERSIONS = {"x_distill_jsd": 1}
+LOSS_VERSIONS = {"x_distill_jsd": 1, "x_distill_uld": 1, "x_distill_pg": 1}
 """Offered losses, and the version of what each computes."""
 TEACHERS_KEY = "resolved_teachers"
 """The API process's own entry of loss_fn_config; what a client writes there is replaced."""

@@ -34,6 +34,7 @@
 | clones:{sampling session} | STRING | how many clients have joined it |
 | usage | HASH | tokens by `hour|tenant|session|kind|base model`, not yet in the database |
 | usage:batches, usage:{batch} | SET, HASH | the same, on their way there |
+| tidying | STRING, a minute | that the background process has been asked to tidy up |
 | done, ctl | STREAM | completions; cancellations, revocations, sessions that finish, runs that rest or leave |
 | step:{run} | HASH | loss, weight, drift, tokens of the passes since the run's last step |
 | steps | STREAM | steps taken and runs adopted, until they are in the database |
@@ -48,6 +49,7 @@ CTL = "ctl"
 BEATS = "beats"
 SILENT = "silent"
 USAGE = "usage"
+TIDYING = "tidying"
 USAGE_BATCHES = "usage:batches"
 SERVER_SCOPE = "server"
 """A scope is what limits hold for: the server, an organization, a project, a key, a run or sampler."""

@@ -8,7 +8,9 @@ import re
 import uuid
 from typing import Any
 
+import structlog
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue, Retry
 from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus
@@ -21,11 +23,14 @@ from tinsmith_server.accounts.caller import Caller
 from tinsmith_server.background.overview import BackgroundOverview, again, overview
 
 QUEUE = "tinsmith"
+_log = structlog.get_logger()
 KEPT_SECONDS = 24 * 3600
 """How long it can be told what became of a job, and how long the files that it made stay."""
 _LONGEST_SECONDS = 6 * 3600
 _DEATHS = 2
 _JOB_ID = re.compile(r"[A-Za-z0-9_\-]{1,80}")
+_TIDYING = "tidying"
+_TIDY_SECONDS = 60
 _LIVE = 8
 """Of an organization at a time: they share one queue, and what they make takes room."""
 
@@ -84,6 +89,35 @@ class BackgroundJobs:
                 self._redis.srem(keys.jobs(organization_id), name)
         if self._redis.scard(keys.jobs(organization_id)) >= _LIVE:
             raise TooMany(f"jobs: {_LIVE} of yours have not ended yet; wait for one of them.", 30)
+
+    async def keep_tidying(self) -> None:
+        """For as long as the process lives. Of several, one puts the chore on the queue each time."""
+        while True:
+            try:
+                await asyncio.to_thread(self._tidy_if_due)
+            except RedisError as error:
+                _log.warning("tidying_not_queued", error=type(error).__name__)
+            await asyncio.sleep(_TIDY_SECONDS / 4)
+
+    def _tidy_if_due(self) -> None:
+        """Once: no more wait than one, however long no background process is there."""
+        if not self._redis.set(keys.TIDYING, b"1", nx=True, ex=_TIDY_SECONDS):
+            return
+        if Job.exists(_TIDYING, connection=self._redis):
+            job = Job.fetch(_TIDYING, connection=self._redis, serializer=JSONSerializer)
+            if job.get_status() in (JobStatus.QUEUED, JobStatus.STARTED):
+                return
+        self._queue.enqueue_call(
+            "tinsmith_server.background.tidying.tidy",
+            kwargs={"job_id": _TIDYING},
+            timeout=_LONGEST_SECONDS,
+            result_ttl=KEPT_SECONDS,
+            failure_ttl=KEPT_SECONDS,
+            job_id=_TIDYING,
+            description=_TIDYING,
+            meta={"organization_id": "", "kind": _TIDYING},
+            retry=Retry(max=_DEATHS),
+        )
 
     async def look(self, user: Caller, job_id: str) -> BackgroundJob:
         """Someone else's job is as absent as no job at all."""

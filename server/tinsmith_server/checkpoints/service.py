@@ -5,7 +5,6 @@ follows the completions, whichever comes first. Both may; the second changes not
 And when it ends: deleted, overwritten or expired, its row is marked first and its files go after.
 """
 
-import asyncio
 from typing import Any
 
 import msgspec
@@ -23,7 +22,6 @@ from tinsmith_server.db import Checkpoint, Database, SamplingSession, Session, T
 from tinsmith_server.storage import Storage
 
 _log = structlog.get_logger()
-_SWEEP_SECONDS = 60.0
 
 
 class Checkpoints:
@@ -111,22 +109,15 @@ class Checkpoints:
             await self._mark_deleted(sql, row, key_id, "deleted", by_user)
         await self._delete_files(row)
 
-    async def delete_expired(self) -> None:
+    async def delete_expired(self) -> int:
+        """How many have expired since the last look."""
         async with self._db.begin() as sql:
             rows = await expired(sql)
             for row in rows:
                 await self._mark_deleted(sql, row, None, "expired")
         for row in rows:
             await self._delete_files(row)
-
-    async def sweep(self) -> None:
-        """Delete what has expired, for as long as the process lives."""
-        while True:
-            try:
-                await self.delete_expired()
-            except Exception as error:  # noqa: BLE001 - the next look finds the same rows
-                _log.error("expired_not_deleted", exc_info=error)
-            await asyncio.sleep(_SWEEP_SECONDS)
+        return len(rows)
 
     async def _mark_deleted(
         self,

@@ -14,6 +14,7 @@ from tinsmith.protocol.errors import TinsmithError
 
 from tinsmith_server.cli import checkpoints, evaluation, keys, members, models, up
 from tinsmith_server.cli.status import status
+from tinsmith_server.exposure import check_exposure
 from tinsmith_server.problems import Problem, describe_os_error
 from tinsmith_server.settings import Settings, SettingsError
 
@@ -67,6 +68,7 @@ def serve(
 
     settings = Settings.from_environment()
     settings = replace(settings, host=host or settings.host, port=port or settings.port)
+    check_exposure(settings)
     link = members.setup_link(settings, members.console_url(settings)) if setup_link else None
     if link:
         typer.echo(f"Set up the console (the link works once): {link}", err=True)

@@ -31,7 +31,7 @@ def console_url(settings: Settings) -> str:
     if settings.public_url:
         return settings.public_url.rstrip("/")
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    return f"http://{host}:{settings.port}"
+    return f"{'https' if settings.tls_cert else 'http'}://{host}:{settings.port}"
 
 
 @app.command()

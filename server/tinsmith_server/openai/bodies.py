@@ -12,7 +12,10 @@ from tinsmith.protocol.errors import BadRequest, Unsupported
 
 MAX_SAMPLES = 128
 MAX_PROMPTS = 1024
+MAX_SEQUENCES = 4096
+"""Of all prompts of a request together."""
 MAX_TOP = 100
+_LARGE = 1 << 31
 _ABSENT: dict[str, tuple[Sequence[Any], str]] = {
     "presence_penalty": ((0,), "the sampler has no penalties"),
     "frequency_penalty": ((0,), "the sampler has no penalties"),
@@ -79,6 +82,11 @@ class Request(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
             value = getattr(self, name, None)
             if value is not None and value not in neutral:
                 raise Unsupported(f"{name}: {reason}; leave it out.")
+        for name in ("max_tokens", "max_completion_tokens", "top_k", "stop_token_ids"):
+            value = getattr(self, name, None)
+            for one in value if isinstance(value, list) else [value or 0]:
+                if abs(one) >= _LARGE:
+                    raise BadRequest(f"{name}: {one} is out of all bounds.")
         if not 1 <= self.num_samples <= MAX_SAMPLES:
             raise BadRequest(f"n: {self.n} is not from 1 to {MAX_SAMPLES}.")
         if self.stream_options and not self.stream:

@@ -19,7 +19,7 @@ from tinsmith_server.openai.answers import (
     CompletionLogprobs,
     Usage,
 )
-from tinsmith_server.openai.bodies import MAX_PROMPTS, CompletionRequest
+from tinsmith_server.openai.bodies import MAX_PROMPTS, MAX_SEQUENCES, CompletionRequest
 from tinsmith_server.openai.generation import (
     Generation,
     PromptEnd,
@@ -206,6 +206,8 @@ async def _prompts(
         given = [[one for one in given if isinstance(one, int)]]
     if not 1 <= len(given) <= MAX_PROMPTS:
         raise BadRequest(f"prompt: {len(given)} prompts are not from 1 to {MAX_PROMPTS}.")
+    if len(given) * body.num_samples > MAX_SEQUENCES:
+        raise BadRequest(f"n: {len(given)} prompts of {body.n} samples are over {MAX_SEQUENCES}.")
     special = body.add_special_tokens is not False
     prompts: list[list[int]] = []
     for one in given:

@@ -17,7 +17,12 @@ from tinsmith.protocol.errors import TinsmithError
 from tinsmith_server.openai.generation import Failed
 from tinsmith_server.wire import render_error
 
-_TYPES = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+}
 _CODES = {401: "invalid_api_key", 404: "not_found"}
 _FIELD = re.compile(r"([a-z_]+(?:\[\d+\])*(?:\.[a-z_]+)*): ")
 _PLACE = re.compile(r"at `\$\.([a-z_]+)|field `([a-z_]+)`")
@@ -62,8 +67,11 @@ async def describe(request: Request, error: Exception) -> tuple[int, ErrorBody]:
     if status == 422:
         status = 400  # what OpenAI answers to a body that does not parse
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    param = _param(message)
     code = "context_length_exceeded" if _TOO_LONG in message else _CODES.get(status)
-    return status, ErrorBody(message=message, type=kind, param=_param(message), code=code)
+    if status == 404 and param == "model":
+        code = "model_not_found"
+    return status, ErrorBody(message=message, type=kind, param=param, code=code)
 
 
 def encode(body: ErrorBody) -> bytes:

@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy.exc import IntegrityError
 from tinsmith.protocol import keys
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.bodies import SamplingParams
@@ -23,11 +22,10 @@ from tinsmith.protocol.errors import BadRequest, Unavailable
 from tinsmith.protocol.jobs import DrawnToken, Failure, Job, Kind, Result, SampleJob, encode
 
 from tinsmith_server.auth import Caller
-from tinsmith_server.db import Session
+from tinsmith_server.limits import Bounds
 from tinsmith_server.openai.naming import Model
 from tinsmith_server.sampling.routes import most_tokens
 from tinsmith_server.service import Service
-from tinsmith_server.sessions.repository import DEFAULT_PROJECT
 
 _LOOK_AGAIN_SECONDS = 20.0
 Top = list[tuple[int, float]]
@@ -86,32 +84,42 @@ class Generation:
     ) -> None:
         self._service, self._user, self._model = service, user, model
         self._prompts, self._wish = prompts, wish
-        self._session_id = session_id(user)
-        self._run_id = f"{self._session_id}:openai:{uuid.uuid4().hex}"
-        self._request_ids = [f"{self._run_id}:{index}" for index in range(len(prompts))]
+        self._line = ""
+        """Stands where a sampler's id stands: one of its own for every request."""
+        self._request_ids: list[str] = []
         self._pending = set(range(len(prompts)))
         self._seen = [[0] * wish.num_samples for _ in prompts]
         """How many tokens of each sample have been handed on."""
 
     @contextlib.asynccontextmanager
     async def submitted(self, *, stream: bool) -> AsyncIterator["Generation"]:
-        await _ensure_session(self._service, self._user)
+        context = self._model.card.max_context_length
+        for prompt in self._prompts:
+            if len(prompt) >= context:  # before it is carried anywhere
+                raise BadRequest(
+                    f"prompt: {len(prompt)} tokens leave no room in the model's context of {context}."
+                )
+        session = await self._service.openai_sessions.get(self._user)
+        self._line = f"{session.id}:openai:{uuid.uuid4().hex}"
+        self._request_ids = [f"{self._line}:{index}" for index in range(len(self._prompts))]
+        await self._service.allowances.check_month(self._user, session.project_id)
+        bounds = await self._service.bounds(self._user, session.project_id, self._line)
         try:
             for index in range(len(self._prompts)):
-                await self._submit(index, self._service.feed.process if stream else None)
+                await self._submit(index, self._service.feed.process if stream else None, bounds)
             yield self
         finally:
             # A task of its own: who hangs up is cancelled, and may not wait for anything any more.
             self._service.spawn(self._leave())
 
-    async def _submit(self, index: int, tokens_to: str | None) -> None:
+    async def _submit(self, index: int, tokens_to: str | None, bounds: Bounds) -> None:
         seed, params = self._wish.params.seed, self._wish.params
         body = SampleJob(
             base_model=self._model.card.name,
             adapter_prefix=self._model.adapter_prefix,
             prompt=self._prompts[index],
             num_samples=self._wish.num_samples,
-            params=params,
+            params=msgspec.structs.replace(params, seed=None),
             seed=secrets.randbits(63) if seed is None else seed % (1 << 63),
             prompt_logprobs=self._wish.prompt_logprobs,
             topk_prompt_logprobs=self._wish.topk_prompt_logprobs,
@@ -120,15 +128,12 @@ class Generation:
         )
         job = Job(
             request_id=self._request_ids[index],
-            run_id=self._run_id,
+            run_id=self._line,
             seq_id=index,
             kind=Kind.SAMPLE,
             body=encode(body),
             num_tokens=most_tokens(body),
         )
-        project_id = self._user.project_id or DEFAULT_PROJECT
-        await self._service.allowances.check_month(self._user, project_id)
-        bounds = await self._service.bounds(self._user, project_id, self._run_id)
         await self._service.bus.submit_sample(
             self._user.organization_id, body.base_model, job, 0, bounds, width=body.num_samples
         )
@@ -201,6 +206,9 @@ class Generation:
             result = await bus.wait(request_id, _LOOK_AGAIN_SECONDS)
             if result is not None:
                 return result
+            await bus.beat(self._line.partition(":")[0])
+            if await bus.future(request_id) is None:
+                raise Unavailable("The queue has lost this request; ask again.")
             if bus.draining:
                 raise Unavailable("This API process is leaving; ask again.")
             if not await bus.workers_of(name):
@@ -211,10 +219,10 @@ class Generation:
     async def _leave(self) -> None:
         bus = self._service.bus
         for index in sorted(self._pending):
-            await bus.cancel(self._request_ids[index])
-            await self._count_what_was_drawn(index)
+            if await bus.cancel(self._request_ids[index]):
+                await self._count_what_was_drawn(index)
         await bus.redis.delete(
-            keys.completions(self._run_id, 0),
+            keys.completions(self._line, 0),
             *(keys.result(one) for one in self._request_ids),
             *(keys.future(one) for one in self._request_ids),
         )
@@ -225,7 +233,8 @@ class Generation:
         if not drawn:
             return
         hour = int(datetime.now(UTC).replace(minute=0, second=0, microsecond=0).timestamp())
-        whose = f"{hour}|{self._user.organization_id}|{self._session_id}"
+        session_id = self._line.partition(":")[0]
+        whose = f"{hour}|{self._user.organization_id}|{session_id}"
         counts = {"sampling_prefill": len(self._prompts[index]), "sampling_sample": drawn}
         for kind, tokens in counts.items():
             field = f"{whose}|{kind}|{self._model.card.name}"
@@ -249,29 +258,3 @@ def top_rows(topk: pb.TopkLogprobs) -> list[Top]:
 
 def stop_reason(sequence: pb.SampledSequence) -> str:
     return "stop" if sequence.stop_reason == pb.STOP_REASON_STOP else "length"
-
-
-def session_id(user: Caller) -> str:
-    """One session for all that a key asks through this endpoint: usage is counted by session."""
-    return f"openai-{user.key_id}"
-
-
-async def _ensure_session(service: Service, user: Caller) -> None:
-    name = session_id(user)
-    if name in service.openai_sessions:
-        return
-    with contextlib.suppress(IntegrityError):  # another process was first
-        async with service.db.begin() as sql:
-            if await sql.get(Session, name) is None:
-                sql.add(
-                    Session(
-                        id=name,
-                        organization_id=user.organization_id,
-                        project_id=user.project_id or "default",
-                        display_name="OpenAI-compatible endpoint",
-                        sdk_version="",
-                        tags=["openai"],
-                        key_id=user.key_id,
-                    )
-                )
-    service.openai_sessions.add(name)

@@ -8,6 +8,7 @@ computes the same logits as transformers is not assumed but probed when the mode
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tinsmith_worker.engine.linear import LinearGroup, Paths, lora_linear
 from tinsmith_worker.engine.memory import keep_freed_memory
 from tinsmith_worker.engine.numerics import Numerics
 from tinsmith_worker.engine.packed import AdapterRows, Pass, Segment
+from tinsmith_worker.engine.token_bytes import byte_table
 
 _log = structlog.get_logger()
 _PROBE_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
@@ -91,6 +93,11 @@ class BaseModel(ABC):
         """Where the frozen weights lie."""
         weights = [one for group in self._groups for one in (group.weight, group.bias)]
         return {one.untyped_storage().data_ptr() for one in weights if one is not None}
+
+    @cached_property
+    def token_bytes(self) -> list[bytes] | None:
+        """What each token spells; None where tokens do not say."""
+        return byte_table(self.tokenizer)
 
     def shares_tokens_with(self, other: "BaseModel") -> bool:
         """Whether both mean the same by every id that both have."""

@@ -122,6 +122,85 @@ class JSDConfig(DistillConfig):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PGConfig(DistillConfig):
+    pg_loss: str = "importance_sampling"
+    clip_low_threshold: float = -1.0
+    """-1: as the loss has it."""
+    clip_high_threshold: float = -1.0
+    kl_coef: float = 1.0
+    gamma: float = 0.0
+    length_norm: float = 0.0
+    exclude_current: float = 0.0
+    whiten: float = 0.0
+    single_step: float = 0.0
+    iw_gamma: float = 0.0
+    teacher_mix_alpha: float = 0.0
+
+    def check(self) -> None:
+        super().check()
+        if self.pg_loss not in PG_LOSSES:
+            raise InvalidInput(
+                f"loss_fn_config.pg_loss: {self.pg_loss[:40]!r} is not one of {', '.join(PG_LOSSES)}."
+            )
+        for name in ("length_norm", "exclude_current", "whiten"):
+            switch(name, getattr(self, name))
+        if not 0 <= self.gamma <= 1:
+            raise InvalidInput(f"loss_fn_config.gamma: {self.gamma:g} is not from 0 to 1.")
+        if not 0 <= self.teacher_mix_alpha < 1:
+            raise InvalidInput("loss_fn_config.teacher_mix_alpha: it is not from 0 to below 1.")
+        if self.single_step < 0 or self.iw_gamma < 0:
+            raise InvalidInput("loss_fn_config.single_step and iw_gamma: they must be at least 0.")
+        if self.pg_loss == "importance_sampling" and self.clips:
+            raise InvalidInput(
+                "loss_fn_config.clip_low_threshold: importance_sampling clips nothing; use ppo or cispo."
+            )
+
+    @property
+    def clips(self) -> dict[str, float]:
+        """Those that were given."""
+        given = {name: getattr(self, name) for name in CLIPS}
+        return {name: value for name, value in given.items() if value >= 0}
+
+    @property
+    def needs_same_tokens(self) -> str | None:
+        """The first key that only makes sense token by token."""
+        names = ("gamma", "exclude_current", "single_step", "iw_gamma", "teacher_mix_alpha")
+        return next((name for name in names if getattr(self, name)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ULDConfig(DistillConfig):
+    mode: str = "chunk"
+    merge: str = "bayesian"
+    hybrid: float = 1.0
+    beta: float = 1.0
+    w_matched: float = -1.0
+    """-1: the share of the teacher's vocabulary that the student has too; the other weight is the rest."""
+    w_unmatched: float = -1.0
+    skip_student_eos: float = 1.0
+    skip_teacher_eos: float = 1.0
+
+    def check(self) -> None:
+        super().check()
+        for name, known in (
+            ("mode", ("chunk", "gold", "uld")),
+            ("merge", ("bayesian", "observed")),
+        ):
+            if getattr(self, name) not in known:
+                raise InvalidInput(f"loss_fn_config.{name}: it is one of {', '.join(known)}.")
+        for name in ("hybrid", "skip_student_eos", "skip_teacher_eos"):
+            switch(name, getattr(self, name))
+        if not 0 <= self.beta <= 1:
+            raise InvalidInput(f"loss_fn_config.beta: {self.beta:g} is not from 0 to 1.")
+        if (self.w_matched < 0) is not (self.w_unmatched < 0):
+            raise InvalidInput("loss_fn_config.w_matched: give w_unmatched too, or neither.")
+
+
+PG_LOSSES = ("importance_sampling", "ppo", "cispo")
+CLIPS = ("clip_low_threshold", "clip_high_threshold")
+
+
 def whole_number(name: str, value: float) -> None:
     if value < 0 or value != int(value):
         raise InvalidInput(f"loss_fn_config.{name}: {value:g} is not a whole number from 0.")

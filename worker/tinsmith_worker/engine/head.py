@@ -61,6 +61,8 @@ class Asked:
     weigh: Weigh | None = None
     """d loss / d log p of some pairs, given their log p and indices; None asks for no gradient."""
     whole_rows: Rows | None = None
+    together: Ints | None = None
+    """For each pair, ascending over the rows, the group whose rows must be there at once."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,28 @@ def _rows(one: Asked) -> tuple[Ints, Ints]:
 def _pieces(one: Asked, found: Tensor, wanted: Ints) -> Iterator[_Piece]:
     order = np.argsort(one.pairs.rows, kind="stable")
     by_row = one.pairs.rows[order]
-    for start in range(0, wanted.size, HEAD_ROWS):
-        rows = wanted[start : start + HEAD_ROWS]
+    for rows in _parts(one, wanted, by_row, order):
         firsts = np.searchsorted(by_row, rows, "left")
         counts = np.searchsorted(by_row, rows, "right") - firsts
         places = np.repeat(np.arange(rows.size), counts)
         steps = np.arange(places.size) - np.repeat(np.cumsum(counts) - counts, counts)
         yield _Piece(one, found, rows, order[np.repeat(firsts, counts) + steps], places)
+
+
+def _parts(one: Asked, wanted: Ints, by_row: Ints, order: Ints) -> Iterator[Ints]:
+    """At most HEAD_ROWS rows each, but for a group that is larger by itself."""
+    groups = None
+    if one.together is not None:
+        groups = one.together[order[np.searchsorted(by_row, wanted, "left")]]
+    start = 0
+    while start < wanted.size:
+        end = start + HEAD_ROWS
+        if groups is not None and end < wanted.size and groups[end] == groups[end - 1]:
+            end = int(np.searchsorted(groups, groups[end], "left"))
+            if end <= start:
+                end = int(np.searchsorted(groups, groups[start], "right"))
+        yield wanted[start:end]
+        start = end
 
 
 def _chunks(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:

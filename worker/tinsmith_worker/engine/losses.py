@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tinsmith_worker.engine import custom_loss
-from tinsmith_worker.engine.distill_config import DistillConfig, JSDConfig
+from tinsmith_worker.engine.distill_config import DistillConfig, JSDConfig, PGConfig, ULDConfig
 from tinsmith_worker.engine.loss_program import Program
 from tinsmith_worker.engine.values import Datum, InvalidInput
 
@@ -111,7 +111,7 @@ def stable_reinforce(logprobs_N: Tensor, inputs: Inputs, config: StableReinforce
 
 
 def taught(logprobs_N: Tensor, inputs: Inputs, config: DistillConfig) -> Tensor:
-    """-ce_weight sum w log p: what a distillation loss makes of the targets; the rest is `lessons`."""
+    """-ce_weight sum w log p: what a loss with a teacher is without one; the rest is in `lessons`."""
     return -config.ce_weight * (inputs["weights"] * logprobs_N).sum()
 
 
@@ -193,6 +193,17 @@ LOSSES = {
     ),
     "x_distill_jsd": Loss(
         taught, JSDConfig, ("weights",), ("logprobs",), "weights", apart=_TEACHER
+    ),
+    "x_distill_uld": Loss(
+        taught, ULDConfig, ("weights",), ("logprobs",), "weights", apart=(*_TEACHER, "align")
+    ),
+    "x_distill_pg": Loss(
+        taught,
+        PGConfig,
+        ("weights",),
+        ("logprobs", "advantages", "mixture_logprobs"),
+        "weights",
+        apart=(*_TEACHER, "align"),
     ),
     "custom": Loss(
         custom_loss.loss, Program, (), whole_datum=True, two_dimensional=True, open_inputs=True

@@ -7,6 +7,7 @@ sampler decides who is in the next pass; how a token is drawn stands in `samplin
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -364,22 +365,23 @@ class Sampler:
         if request.stop is None:
             stopped = last in self._model.eos_token_ids
         else:
-            stopped = any(
-                last == stop if isinstance(stop, int) else self._ends_with(one.tokens, stop)
-                for stop in request.stop
-            )
+            stopped = last in request.stop or self._ends_with(one.tokens, request.stop)
         if stopped:
             return "stop"
         return "length" if len(one.tokens) >= one.owner.limit else None
 
-    def _ends_with(self, tokens: list[int], stop: str) -> bool:
-        """Whether the text now contains the stop: any earlier one would have ended the sample.
+    def _ends_with(self, tokens: list[int], stops: Sequence[str | int]) -> bool:
+        """Whether the text now contains a stop: any earlier one would have ended the sample.
 
-        A token is at least one byte of text, so a window of the stop's bytes and a few more (for
-        special tokens and letters cut in the middle) is enough.
+        A token is at least one byte of text, so a window of the longest stop's bytes and a few more (for
+        special tokens and letters cut in the middle) is enough. It is decoded once for all stops.
         """
-        window = tokens[-(len(stop.encode()) + 8) :]
-        return stop in self._model.tokenizer.decode(window, skip_special_tokens=False)
+        texts = [stop for stop in stops if isinstance(stop, str)]
+        if not texts:
+            return False
+        window = tokens[-(max(len(stop.encode()) for stop in texts) + 8) :]
+        text = self._model.tokenizer.decode(window, skip_special_tokens=False)
+        return any(stop in text for stop in texts)
 
 
 def _id(one: _Sequence) -> str:

@@ -23,12 +23,13 @@ from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.batching import Group, cut, group_by_beginning
 from tinsmith_worker.engine.head import Asked, score
 from tinsmith_worker.engine.lesson_plan import LessonPlan, plan
-from tinsmith_worker.engine.lessons import Lesson, consult
+from tinsmith_worker.engine.lessons import Lesson
 from tinsmith_worker.engine.loss_program import Program
 from tinsmith_worker.engine.memory import is_out_of_memory, release
 from tinsmith_worker.engine.micro_batch import Drift, MicroBatch
 from tinsmith_worker.engine.optimizer import RunState
 from tinsmith_worker.engine.readings import Teacher
+from tinsmith_worker.engine.taught import consult
 from tinsmith_worker.engine.values import Datum, InvalidInput
 
 _log = structlog.get_logger()
@@ -188,11 +189,12 @@ class Trainer:
             )
             if isinstance(config, Program):
                 custom_loss.check(work.data, config)
-            lessons = plan(work.data, work.loss_fn, config, self._model, work.teachers)
+            lessons = plan(work.data, config, self._model, work.teachers)
         except InvalidInput as error:
             self.refuse(work, str(error))
             return
-        groups = group_by_beginning([datum.tokens for datum in work.data], share=self._share)
+        share = self._share and not (lessons and lessons.rows_apart)
+        groups = group_by_beginning([datum.tokens for datum in work.data], share=share)
         room = self._max_tokens, self._model.memory_tokens
         one = _Request(work, groups, config, *room, lessons)
         self._requests.append(one)
@@ -284,7 +286,7 @@ def _pass(model: BaseModel, requests: Sequence[_Request], max_tokens: int) -> No
         segments += batch.segments(one.work.run.adapter, one.gradient)
         rows += batch.num_rows
     lessons = [
-        one.plan.lesson(batch, model.device) if one.plan else None
+        one.plan.lesson(batch) if one.plan else None
         for one, batch in zip(requests, batches, strict=True)
     ]
     consult([lesson.taught for lesson in lessons if lesson], max_tokens)
@@ -304,7 +306,10 @@ def _ask(
     model: BaseModel, hidden_NH: Tensor, one: _Request, batch: MicroBatch, lesson: Lesson | None
 ) -> Asked:
     adapter, gradient = one.work.run.adapter, one.gradient
-    plain = Asked(batch.pairs(one.loss), adapter, gradient, whole_rows=lesson)
+    pairs = batch.pairs(one.loss)
+    if lesson is not None:
+        return _with_teacher(model, hidden_NH, lesson, Asked(pairs, adapter, gradient))
+    plain = Asked(pairs, adapter, gradient)
     if gradient is None:
         return plain
     if not one.loss.whole_datum:
@@ -319,6 +324,21 @@ def _ask(
     return Asked(plain.pairs, adapter, gradient, lambda _, some: whole_P[some])
 
 
+def _with_teacher(model: BaseModel, hidden_NH: Tensor, lesson: Lesson, plain: Asked) -> Asked:
+    logprobs_P = None
+    if lesson.needs_logprobs:
+        with torch.no_grad():
+            [logprobs_P], _ = score(model, hidden_NH, [plain])
+    lesson.begin(logprobs_P)
+    return replace(
+        plain,
+        pairs=replace(plain.pairs, idle=lesson.idle),
+        weigh=None if plain.gradient is None else lesson.weigh,
+        whole_rows=lesson.whole_rows,
+        together=lesson.together,
+    )
+
+
 def _note(one: _Request, batch: MicroBatch, lesson: Lesson | None, logprobs_P: Tensor) -> None:
     """Record a micro-batch; numbers that are not finite fail the request."""
     if one.error is not None:
@@ -327,10 +347,10 @@ def _note(one: _Request, batch: MicroBatch, lesson: Lesson | None, logprobs_P: T
     try:
         if isinstance(one.config, Program):
             loss, metrics = batch.report(logprobs_P, one.config)
+        elif lesson is not None:
+            loss, metrics = lesson.loss(logprobs_P), lesson.metrics()
         else:
             loss = batch.loss(logprobs_P, one.loss, one.config)
-        if lesson is not None:
-            loss, metrics = loss + lesson.loss(), lesson.metrics()
     except InvalidInput as error:
         one.error = str(error)
         return

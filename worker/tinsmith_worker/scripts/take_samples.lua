@@ -4,6 +4,7 @@
 -- by the sequences that each draws; the last may need more than are left.
 local worker, base, room, quantum = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local ring = 'smp:' .. base
+local dearest = 64 * quantum -- or a request for millions of tokens would go round the ring for seconds
 local balance, held = ring .. ':balance', 'held:' .. worker .. ':' .. base
 local jobs = {}
 while room > 0 do
@@ -21,7 +22,7 @@ while room > 0 do
     local at = redis.call('HMGET', 'fut:' .. request, 'state', 'tokens', 'width')
     local body = redis.call('GET', 'pl:' .. request)
     if at[1] == 'waiting' and body then
-      redis.call('HINCRBY', balance, tenant, -math.max(tonumber(at[2]), 1))
+      redis.call('HINCRBY', balance, tenant, -math.min(math.max(tonumber(at[2]), 1), dearest))
       redis.call('SADD', held, request)
       room = room - at[3]
       jobs[#jobs + 1] = request

@@ -4,11 +4,12 @@ import io
 import os
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import tinker
+from redis import Redis
 from transformers import AutoTokenizer
 
 from tests.conftest import running_valkey
@@ -16,7 +17,6 @@ from tests.contract.conftest import Service, running_service
 from tests.models import prepared_smollm2
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-ALIAS = "tuned"
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,19 @@ class Tuned:
     """The checkpoint, downloaded."""
     path: str
     """The same, as `tinker://`."""
+    redis: "Redis[bytes]"
 
 
-@contextmanager
-def tuned_smollm2(folder: Path) -> Iterator[Tuned]:
-    base = prepared_smollm2()
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuned]:
+    folder, base = tmp_path_factory.mktemp("tuned"), prepared_smollm2()
     settings = {"TINSMITH_MAX_SAMPLING_SLOTS": "8", "TINSMITH_FWDBWD_MAX_CHUNK_LEN": "128"}
     with (
         running_valkey(folder) as valkey_url,
         running_service(folder, valkey_url, {SMOLLM2: base}, **settings) as service,
     ):
-        path = _train(service, base)
-        yield Tuned(service, base, _download(service, path, folder / "adapter"), path)
+        path, redis = _train(service, base), Redis.from_url(valkey_url)
+        yield Tuned(service, base, _download(service, path, folder / "adapter"), path, redis)
 
 
 def _train(service: Service, base: Path) -> str:

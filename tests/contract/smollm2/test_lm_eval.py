@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
-from tests.contract.openai_model import Tuned, tuned_smollm2
+from tests.contract.smollm2.conftest import Tuned
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that meet here
 CHOICES = [
@@ -53,12 +54,6 @@ DATA: dict[str, list[dict[str, Any]]] = {
     "answer": [{"text": text} for text in QUESTIONS],
     "prose": [{"text": text} for text in PROSE],
 }
-
-
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuned]:
-    with tuned_smollm2(tmp_path_factory.mktemp("tuned")) as tuned:
-        yield tuned
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +98,13 @@ def hf(tuned: Tuned, tasks: TaskManager, names: list[str], **options: Any) -> An
     return evaluated("hf", arguments, tasks, names, batch_size=1, **options)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def key(tuned: Tuned) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", tuned.service.api_key)
+        yield
+
+
 @pytest.fixture(scope="module")
 def expected(tuned: Tuned, tasks: TaskManager) -> Any:
     return hf(tuned, tasks, list(TASKS))
@@ -119,9 +121,8 @@ def replies(results: Any, name: str) -> list[Any]:
 
 
 def test_scores_are_those_of_the_exported_folder(
-    tuned: Tuned, tasks: TaskManager, expected: Any, monkeypatch: pytest.MonkeyPatch
+    tuned: Tuned, tasks: TaskManager, expected: Any
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", tuned.service.api_key)
     arguments = {
         "model": tuned.path,
         "base_url": f"{tuned.service.url}/v1/completions",
@@ -135,3 +136,31 @@ def test_scores_are_those_of_the_exported_folder(
         for (logprob, greedy), (their_logprob, their_greedy) in zip(ours, theirs, strict=True):
             assert logprob == pytest.approx(their_logprob, abs=1e-3)
             assert greedy == their_greedy
+
+
+def test_without_a_tokenizer_of_its_own(tuned: Tuned, tasks: TaskManager, expected: Any) -> None:
+    """The model stands in the address, because lm-eval's tokenizer calls name none."""
+    root = f"{tuned.service.url}/m/{quote(tuned.path, safe='')}"
+    arguments = {
+        "model": "as-in-the-address",
+        "base_url": f"{root}/v1/completions",
+        "auth_token": tuned.service.api_key,
+        "num_concurrent": 4,
+    }
+    found = evaluated("local-completions", arguments, tasks, ["choice", "answer"], batch_size=1)
+    assert replies(found, "answer") == replies(expected, "answer")
+    assert found["results"]["choice"] == expected["results"]["choice"]
+
+
+def test_chats_answer_as_the_exported_folder_does(tuned: Tuned, tasks: TaskManager) -> None:
+    arguments = {
+        "model": tuned.path,
+        "base_url": f"{tuned.service.url}/v1/chat/completions",
+        "num_concurrent": 3,
+    }
+    found = evaluated(
+        "local-chat-completions", arguments, tasks, ["answer"], apply_chat_template=True
+    )
+    expected = hf(tuned, tasks, ["answer"], apply_chat_template=True)
+    assert rows(found) == rows(expected)
+    assert replies(found, "answer") == replies(expected, "answer")

@@ -1,0 +1,35 @@
+"""A trained adapter as a PEFT folder on this machine."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def save_adapter(run: Any, name: str, folder: Path, base: str, tokenizer: Any) -> None:
+    """The run's weights as they are now; `base` is what PEFT loads under them."""
+    path: str = run.save_weights_for_sampler(name).result().path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(_archive(run, path))) as archive:
+        for file in _FILES:
+            content = archive.extractfile(file)
+            assert content is not None
+            (folder / file).write_bytes(content.read())
+    config = folder / _FILES[0]
+    told = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+    config.write_text(json.dumps(told, indent=2), encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+
+
+def _archive(run: Any, path: str) -> bytes:
+    run_id, checkpoint = path.removeprefix("tinker://").split("/", 1)
+    where = f"/api/v1/training_runs/{run_id}/checkpoints/{checkpoint}/archive"
+    headers = {"X-API-Key": run.api_key}
+    with httpx.Client(base_url=run.base_url, headers=headers, timeout=600) as http:
+        link = http.get(where).headers.get("location") or http.get(where).raise_for_status().url
+    return httpx.get(str(link), timeout=600).raise_for_status().content
