@@ -19,6 +19,7 @@ from tinsmith.protocol.store_layout import (
     snapshot_prefix,
     upload_prefix,
 )
+from tinsmith_server.accounts.caller import Caller
 from tinsmith_server.background.jobs import QUEUE, BackgroundJobs
 from tinsmith_server.background.tidying import Tidied, Tidying
 from tinsmith_server.bus import Bus
