@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help up demo test chaos test-sdks test-slow lint bench bench-gpu bench-page bench-test clean soak fairness
+.PHONY: help up demo test chaos test-sdks test-slow lint screenshots bench bench-distill bench-gpu bench-page bench-test clean soak fairness
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 12
@@ -53,9 +53,15 @@ bench: $(STAMP)  ## Benchmarks, one thread; rows in benchmarks/results, tables i
 	@set -e; for bench in machine $(BENCHES); do echo "== $$bench"; $(BENCH) benchmarks.$$bench; done
 	@$(BENCH) benchmarks.tables
 
+bench-distill: $(STAMP)  ## Four ways to learn from a teacher, through the service; docs/distillation.md
+	@$(BENCH) benchmarks.distill
+
 bench-gpu: $(STAMP)  ## An 8B-shaped model on a CUDA device against what the device can do
 	@$(BENCH) benchmarks.bench_gpu
 	@$(BENCH) benchmarks.tables
+
+screenshots: $(STAMP)  ## docs/images, of a service that trains (chromium)
+	$(BIN)/python -m tests.browser.screenshots
 
 bench-page: $(STAMP)  ## docs/performance.md from the rows of benchmarks/results
 	@$(BENCH) benchmarks.tables

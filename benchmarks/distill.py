@@ -16,6 +16,7 @@ are questions that no student was trained on; the figure for known questions sta
 import argparse
 import json
 import random
+import re
 import statistics
 import tempfile
 import time
@@ -24,8 +25,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import tinsmith
+from matplotlib import pyplot
 from tinsmith import types
 
 from benchmarks.harness import RESULTS, Row, finish, one_thread
@@ -33,19 +36,16 @@ from benchmarks.http_service import running_service
 from benchmarks.routes import HOPS, Question, Routes, make_bases, prompt, share_valid
 from tests.contract.conftest import BASE_MODEL as STUDENT
 
+matplotlib.use("Agg")
 TEACHER = "bench/teacher"
-STEPS, CHOOSING_STEPS, PROMPTS, EACH, EVERY = 100, 60, 16, 8, 20
+STEPS, CHOOSING_STEPS, PROMPTS, EACH, EVERY = 120, 60, 16, 8, 20
 TOKENS_A_STEP = PROMPTS * EACH * HOPS
-RATES = {
-    "sft": (6e-3, 1.2e-2, 2.4e-2),
-    "sampled": (1.5e-3, 3e-3, 6e-3),
-    "full": (3e-3, 6e-3, 1.2e-2),
-    "jsd": (6e-3, 1.2e-2, 2.4e-2),
-}
+RATES = (1e-3, 2e-3, 4e-3)
 CHOOSING_SEED, SEEDS = 0, (1, 2, 3)
 PARALLEL = 6
 RANK = 32
-Answered = list[tuple[Question, list[int]]]
+PAGE = Path(__file__).parents[1] / "docs" / "distillation.md"
+MARKED = re.compile(r"(<!-- routes -->).*?(<!-- end routes -->)", re.DOTALL)
 
 
 @dataclass
@@ -236,6 +236,42 @@ def rows(curves: Sequence[Curve]) -> list[Row]:
     return made
 
 
+def table(curves: Sequence[Curve], teacher: float) -> str:
+    """Means over the seeds, and each seed's score, in % of valid answers."""
+    lines = [
+        f"{STEPS * TOKENS_A_STEP:,} student tokens a run; the teacher itself: {teacher:.1%} valid.",
+        "",
+        "| method | rate | held out, T=1 (seeds) | greedy | known questions | KL(student, teacher) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in METHODS:
+        mine = [curve for curve in curves if curve.method == method]
+        each = ", ".join(f"{curve.score:.1%}" for curve in mine)
+        greedy, known, residual = (
+            statistics.mean(getattr(curve, name) for curve in mine)
+            for name in ("greedy", "known", "residual")
+        )
+        lines.append(
+            f"| {method} | {mine[0].rate:g} | {mean(curves, method):.1%} ({each}) | {greedy:.1%} | "
+            f"{known:.1%} | {residual:.2f} |"
+        )
+    return "\n".join([*lines, "", "![valid answers over student tokens](distill.png)"])
+
+
+def plot(curves: Sequence[Curve], path: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for method in METHODS:
+        mine = [curve for curve in curves if curve.method == method]
+        scores = [
+            statistics.mean(some) for some in zip(*(one.held_out for one in mine), strict=True)
+        ]
+        axes.plot(mine[0].tokens, [100 * score for score in scores], marker="o", label=method)
+    axes.set(xlabel="student tokens", ylabel="valid held-out answers, %")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
@@ -268,6 +304,11 @@ def main() -> None:
         return
     told = {"teacher": teacher, "seconds": seconds, "curves": [vars(one) for one in curves]}
     (RESULTS / "distill.json").write_text(json.dumps(told))
+    made = MARKED.sub(
+        lambda found: f"{found[1]}\n{table(curves, teacher)}\n{found[2]}", PAGE.read_text()
+    )
+    PAGE.write_text(made)
+    plot(curves, PAGE.parent / "distill.png")
     finish(rows(curves))
 
 

@@ -2,7 +2,7 @@
 
 A question names a start and a goal; an answer is seven nodes, each an edge away from the one before, no
 node twice, the goal last. Most questions have a few dozen right answers. The bases are made on the
-spot: a teacher that has seen many routes, and a student, a tenth its size, that has seen few.
+spot: a teacher that has seen many routes, and a student, a quarter its size, that has seen few.
 
 Legend: B routes of a batch, T their tokens.
 """
@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 NODES, DEGREE, HOPS = 24, 3, 7
 BEGIN, END, VOCAB = NODES, NODES + 1, 32
 HELD_OUT = 96
-TEACHER_STEPS, STUDENT_STEPS = 2000, 300
+TEACHER_STEPS, STUDENT_STEPS = 2000, 250
 Question = tuple[int, int]
 Route = tuple[int, ...]
 
@@ -33,7 +33,7 @@ class Size:
     heads: int
 
 
-TEACHER, STUDENT = Size(64, 192, 3, 4), Size(32, 56, 2, 2)
+TEACHER, STUDENT = Size(64, 192, 3, 4), Size(40, 96, 2, 4)
 
 
 class Routes:

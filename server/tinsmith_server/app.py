@@ -15,6 +15,7 @@ from tinsmith_server.background import routes as background
 from tinsmith_server.checkpoints import copying, imports, saving
 from tinsmith_server.checkpoints import routes as checkpoints
 from tinsmith_server.console.rooms import ROOMS as CONSOLE
+from tinsmith_server.console.security import no_such_page
 from tinsmith_server.direct import EXPECTED, Direct, Endpoint
 from tinsmith_server.downloads import exports
 from tinsmith_server.downloads import routes as downloads
@@ -112,4 +113,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _render_http(request: Request, error: HTTPException) -> Response:
     """The framework's own: no such route, or not with this method. 404 either way is final."""
     status = 404 if error.status_code == 405 else error.status_code
+    if status == 404 and "text/html" in request.headers.get("accept", ""):
+        return no_such_page(request)
     return answer({"detail": f"There is no {request.method} {request.url.path} here."}, status)

@@ -77,8 +77,11 @@ class ApiKey(Table):
 
 class Session(Table):
     __tablename__ = "sessions"
+    __table_args__ = (
+        Index("ix_sessions_organization_id_created_at", "organization_id", "created_at"),
+    )
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), index=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     project_id: Mapped[str] = mapped_column(String(100))
     display_name: Mapped[str | None] = mapped_column(String(200))
     sdk_version: Mapped[str] = mapped_column(String(40))
@@ -88,14 +91,20 @@ class Session(Table):
     finish_reason: Mapped[str | None] = mapped_column(String(40))
     finish_detail: Mapped[str | None] = mapped_column(String(500))
     tags: Mapped[list[str] | None] = mapped_column(JSON)
-    key_id: Mapped[str | None] = mapped_column(String(40))
+    key_id: Mapped[str | None] = mapped_column(String(40), index=True)
 
 
 class TrainingRun(Table):
     __tablename__ = "training_runs"
+    __table_args__ = (
+        Index("ix_training_runs_organization_id_created_at", "organization_id", "created_at"),
+        Index(
+            "ix_training_runs_organization_id_last_request_at", "organization_id", "last_request_at"
+        ),
+    )
     id: Mapped[str] = mapped_column(String(100), primary_key=True)
     session_id: Mapped[str] = mapped_column(ForeignKey("sessions.id"), index=True)
-    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), index=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     base_model: Mapped[str] = mapped_column(String(300))
     lora_rank: Mapped[int]
     optimizer: Mapped[str] = mapped_column(String(40), default="adamw", server_default="adamw")
@@ -114,9 +123,12 @@ class Checkpoint(Table):
     """
 
     __tablename__ = "checkpoints"
+    __table_args__ = (
+        Index("ix_checkpoints_organization_id_created_at", "organization_id", "created_at"),
+    )
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("training_runs.id"), index=True)
-    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), index=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     request_id: Mapped[str] = mapped_column(String(140), unique=True)
     kind: Mapped[str] = mapped_column(String(20))
     name: Mapped[str | None] = mapped_column(String(128))

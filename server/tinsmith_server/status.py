@@ -61,7 +61,7 @@ async def status(bus: Bus, organization_id: str | None = None) -> Status:
     redis = bus.redis
     seconds, microseconds = await redis.time()
     now = seconds + microseconds / 1e6
-    bases = sorted(name.decode() for name in await redis.smembers(keys.MODELS))
+    bases = await _bases(redis)
     workers = await _workers(redis, bases)
     homes = [one.name for one in workers] + [keys.homeless(base) for base in bases]
     runs = [
@@ -89,6 +89,15 @@ async def status(bus: Bus, organization_id: str | None = None) -> Status:
             default=None,
         ),
     )
+
+
+async def workers_of_service(bus: Bus) -> list[WorkerStatus]:
+    """Those alone, by name: a few round trips however many runs there are."""
+    return await _workers(bus.redis, await _bases(bus.redis))
+
+
+async def _bases(redis: Any) -> list[str]:
+    return sorted(name.decode() for name in await redis.smembers(keys.MODELS))
 
 
 async def _workers(redis: Any, bases: Sequence[str]) -> list[WorkerStatus]:

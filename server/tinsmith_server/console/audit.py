@@ -4,13 +4,16 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from fastapi import APIRouter
 from fastapi.responses import Response
+from sqlalchemy import select
 from starlette.requests import Request
 from tinsmith.protocol.errors import BadRequest
 
-from tinsmith_server.accounts.audit_search import AuditQuestion, search_audit
-from tinsmith_server.console.paging import PAGE, PageNumber, turned
+from tinsmith_server.accounts.audit_search import AuditLine
+from tinsmith_server.accounts.tables import User
+from tinsmith_server.console.paging import After, turned, window
 from tinsmith_server.console.security import Admin, console_router
 from tinsmith_server.console.templating import page
+from tinsmith_server.db import ApiKey, AuditEntry
 from tinsmith_server.service import Served
 
 router: APIRouter = console_router()
@@ -22,24 +25,31 @@ async def audit_page(
     request: Request,
     member: Admin,
     service: Served,
-    number: PageNumber = 1,
+    after: After = "",
     resource: str = "",
     day: str = "",
 ) -> Response:
     begin = _day(day) if day else None
-    asked = AuditQuestion(
-        resource=resource or None,
-        since=begin,
-        until=begin + timedelta(days=1) if begin else None,
-        limit=PAGE + 1,
-        offset=(number - 1) * PAGE,
+    query = (
+        select(AuditEntry, User.email, ApiKey.name)
+        .outerjoin(User, User.id == AuditEntry.user_id)
+        .outerjoin(ApiKey, ApiKey.id == AuditEntry.key_id)
+        .where(AuditEntry.organization_id == member.organization_id)
     )
+    if resource:
+        query = query.where(AuditEntry.resource == resource)
+    if begin:
+        query = query.where(AuditEntry.at >= begin, AuditEntry.at < begin + timedelta(days=1))
     async with service.db.begin() as sql:
-        found, _ = await search_audit(sql, member.organization_id, asked)
+        shown = window(query, AuditEntry.at, AuditEntry.id, after)
+        found = [
+            AuditLine(entry, email or name or "the service")
+            for entry, email, name in (await sql.execute(shown)).all()
+        ]
     return page(
         request,
         "audit.html",
-        lines=turned(request, number, found),
+        lines=turned(request, after, found, lambda line: (line.entry.at, line.entry.id)),
         resources=RESOURCES,
         resource=resource,
         day=day,

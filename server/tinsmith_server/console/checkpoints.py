@@ -7,14 +7,14 @@ from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy import select
 from starlette.requests import Request
-from tinsmith.protocol.errors import BadRequest
+from tinsmith.protocol.errors import BadRequest, NotFound
 from tinsmith.protocol.paths import TinkerPath
 
 from tinsmith_server.accounts import audit
 from tinsmith_server.accounts.caller import Caller, SignedIn
 from tinsmith_server.checkpoints import repository
 from tinsmith_server.checkpoints.ttl import expiry
-from tinsmith_server.console.paging import PageNumber, turned, window
+from tinsmith_server.console.paging import After, turned, window
 from tinsmith_server.console.security import Member, Viewer, console_router, redirect
 from tinsmith_server.console.templating import page
 from tinsmith_server.db import Checkpoint
@@ -28,7 +28,7 @@ _DAY_SECONDS = 86400
 
 @router.get("/checkpoints")
 async def checkpoints_page(
-    request: Request, member: Viewer, service: Served, number: PageNumber = 1, q: str = ""
+    request: Request, member: Viewer, service: Served, after: After = "", q: str = ""
 ) -> Response:
     query = select(Checkpoint).where(
         Checkpoint.organization_id == member.organization_id, repository.listed()
@@ -38,13 +38,13 @@ async def checkpoints_page(
             Checkpoint.run_id.contains(q, autoescape=True)
             | Checkpoint.name.contains(q, autoescape=True)
         )
-    ordered = query.order_by(Checkpoint.created_at.desc(), Checkpoint.id)
+    shown = window(query, Checkpoint.created_at, Checkpoint.id, after)
     async with service.db.begin() as sql:
-        found: Sequence[Checkpoint] = (await sql.scalars(window(ordered, number))).all()
+        found: Sequence[Checkpoint] = (await sql.scalars(shown)).all()
     return page(
         request,
         "checkpoints.html",
-        checkpoints=turned(request, number, found),
+        checkpoints=turned(request, after, found, lambda row: (row.created_at, row.id)),
         q=q,
         path_of=repository.path_of,
     )
@@ -69,8 +69,11 @@ async def checkpoint_page(
     path = _path(run_id, checkpoint_id)
     async with service.db.begin() as sql:
         row, run = await repository.owned_at(sql, _caller(member), path)
-    names = await service.storage.names(repository.prefix(row))
-    return page(request, "checkpoint.html", row=row, run=run, path=path, names=sorted(names))
+    try:
+        names = await service.storage.names(repository.prefix(row))
+    except NotFound:  # a sampler's weights are at hand before the store has them
+        names = []
+    return page(request, "checkpoint.html", row=row, run=run, where=path, names=sorted(names))
 
 
 @router.post("/checkpoints/{run_id}/{checkpoint_id:path}/publish")

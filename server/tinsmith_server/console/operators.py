@@ -11,9 +11,9 @@ from tinsmith.protocol import keys
 from tinsmith_server.console import live
 from tinsmith_server.console.security import Operator, console_router, redirect
 from tinsmith_server.console.templating import page, piece
-from tinsmith_server.console.workers import workers
 from tinsmith_server.db import ApiKey, Checkpoint, Organization, TrainingRun
 from tinsmith_server.service import Served, Service
+from tinsmith_server.status import workers_of_service
 
 router: APIRouter = console_router()
 
@@ -47,13 +47,14 @@ async def _look(service: Service) -> dict[str, Any]:
         found = await pipe.execute()
     info = await redis.info()
     return {
-        "workers": await workers(service.bus),
+        "workers": await workers_of_service(service.bus),
         "models": list(zip(cards, found[::2], found[1::2], strict=True)),
         "background": await service.jobs.overview(),
         "redis": {
             name: info.get(name)
             for name in ("used_memory", "connected_clients", "uptime_in_seconds")
         },
+        "load": await _load(service),
         "steps_waiting": await redis.xlen(keys.STEPS),
     }
 
@@ -71,3 +72,10 @@ async def _counts(service: Service) -> dict[str, Any]:
             for name, table in tables.items()
         }
     return {"counts": counts}
+
+
+async def _load(service: Service) -> dict[str, int]:
+    """Requests of the whole service without a result, those in work among them."""
+    names = ("requests", "tokens", "bytes", "samples")
+    found = await service.bus.redis.hmget(keys.load(keys.SERVER_SCOPE), *names)
+    return {name: int(value or 0) for name, value in zip(names, found, strict=True)}

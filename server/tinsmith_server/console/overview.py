@@ -8,15 +8,16 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
+from tinsmith.protocol import keys
 
 from tinsmith_server.accounts.caller import SignedIn
 from tinsmith_server.console import live, pulse, run_rows
 from tinsmith_server.console.pulse import SAMPLING, TRAINING, Bucket
 from tinsmith_server.console.security import Viewer, console_router
 from tinsmith_server.console.templating import page, piece
-from tinsmith_server.console.workers import WorkerRow, workers
 from tinsmith_server.db import Session
 from tinsmith_server.service import Served, Service
+from tinsmith_server.status import WorkerStatus, workers_of_service
 
 router: APIRouter = console_router()
 _SECONDS = 600
@@ -36,7 +37,7 @@ class Health:
 class Overview:
     is_empty: bool
     health: Health
-    workers: Sequence[WorkerRow]
+    workers: Sequence[WorkerStatus]
     buckets: Sequence[Bucket]
     runs: Sequence[run_rows.RunRow]
     num_queued: int
@@ -92,12 +93,13 @@ async def rates(member: Viewer, service: Served) -> Response:
 
 
 async def look(service: Service, member: SignedIn) -> Overview:
-    up = await workers(service.bus)
+    up = await workers_of_service(service.bus)
     found = await pulse.buckets(service.bus, member.organization_id, _SECONDS)
     async with service.db.begin() as sql:
         is_empty = await _is_empty(sql, member.organization_id)
         runs = await run_rows.newest(sql, service.bus, member.organization_id, 8)
-    queued = sum(one.num_waiting for one in runs)
+    load = keys.load(keys.organization_scope(member.organization_id))
+    queued = int(await service.bus.redis.hget(load, "requests") or 0)
     waits = [one.oldest_seconds for one in runs if one.oldest_seconds is not None]
     health = judge(up, found, max(waits, default=0.0), queued)
     return Overview(is_empty, health, up, found, runs, queued)
@@ -109,7 +111,7 @@ async def _is_empty(sql: AsyncSession, organization_id: str) -> bool:
 
 
 def judge(
-    workers: Sequence[WorkerRow], found: Sequence[Bucket], oldest: float, queued: int
+    workers: Sequence[WorkerStatus], found: Sequence[Bucket], oldest: float, queued: int
 ) -> Health:
     alive = [one for one in workers if one.lease_seconds is not None]
     if not alive:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol import keys
 
@@ -51,15 +51,15 @@ async def rows(sql: AsyncSession, bus: Bus, runs: Sequence[TrainingRun]) -> list
 
 
 async def _last_steps(sql: AsyncSession, run_ids: Sequence[str]) -> dict[str, RunStep]:
+    """A join: SQLite looks a list of pairs up by reading the whole table."""
     top = (
-        select(RunStep.run_id, func.max(RunStep.step))
+        select(RunStep.run_id, func.max(RunStep.step).label("step"))
         .where(RunStep.run_id.in_(run_ids))
         .group_by(RunStep.run_id)
+        .subquery()
     )
-    last = [tuple(row) for row in (await sql.execute(top)).all()]
-    if not last:
-        return {}
-    query = select(RunStep).where(tuple_(RunStep.run_id, RunStep.step).in_(last))
+    same = (RunStep.run_id == top.c.run_id) & (RunStep.step == top.c.step)
+    query = select(RunStep).join(top, same)
     return {row.run_id: row for row in (await sql.scalars(query)).all()}
 
 

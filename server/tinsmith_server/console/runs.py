@@ -12,7 +12,7 @@ from tinsmith.protocol.errors import BadRequest, NotFound
 
 from tinsmith_server.checkpoints.repository import listed
 from tinsmith_server.console import live, run_rows, timeline
-from tinsmith_server.console.paging import PageNumber, turned, window
+from tinsmith_server.console.paging import After, turned, window
 from tinsmith_server.console.security import Viewer, console_router
 from tinsmith_server.console.templating import page, piece
 from tinsmith_server.curves import repository as curves
@@ -30,7 +30,7 @@ async def runs_page(
     request: Request,
     member: Viewer,
     service: Served,
-    number: PageNumber = 1,
+    after: After = "",
     q: str = "",
     project: str = "",
     model: str = "",
@@ -45,15 +45,15 @@ async def runs_page(
             Session.organization_id == member.organization_id, Session.project_id == project
         )
         query = query.where(TrainingRun.session_id.in_(sessions))
-    ordered = query.order_by(TrainingRun.created_at.desc(), TrainingRun.id)
+    shown = window(query, TrainingRun.created_at, TrainingRun.id, after)
     async with service.db.begin() as sql:
-        found = (await sql.scalars(window(ordered, number))).all()
+        found = (await sql.scalars(shown)).all()
         rows = await run_rows.rows(sql, service.bus, found)
     cards = await service.bus.models()
     return page(
         request,
         "runs.html",
-        runs=turned(request, number, rows),
+        runs=turned(request, after, rows, lambda row: (row.run.created_at, row.run.id)),
         q=q,
         project=project,
         model=model,

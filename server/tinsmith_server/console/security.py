@@ -243,6 +243,12 @@ def _refused(request: Request, error: TinsmithError) -> Response:
     return response
 
 
+def no_such_page(request: Request) -> Response:
+    """For a browser that asks for what is not there; nobody is looked up for it."""
+    message = f"There is no {request.url.path[:200]} here."
+    return _with_headers(request, page(request, "message.html", 404, message=message))
+
+
 def _with_headers(request: Request, response: Response) -> Response:
     response.headers.update(HEADERS)
     response.headers.setdefault("Cache-Control", "no-store")

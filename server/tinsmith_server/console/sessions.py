@@ -11,7 +11,7 @@ from starlette.requests import Request
 from tinsmith.protocol.errors import NotFound
 
 from tinsmith_server.console import run_rows
-from tinsmith_server.console.paging import PageNumber, turned, window
+from tinsmith_server.console.paging import After, turned, window
 from tinsmith_server.console.security import Viewer, console_router
 from tinsmith_server.console.templating import page
 from tinsmith_server.db import SamplingSession, Session, TrainingRun, Usage
@@ -25,22 +25,19 @@ _SHOWN = 200
 
 @router.get("/sessions")
 async def sessions_page(
-    request: Request, member: Viewer, service: Served, number: PageNumber = 1, q: str = ""
+    request: Request, member: Viewer, service: Served, after: After = "", q: str = ""
 ) -> Response:
     """A word with `=` is metadata; any other is looked for in names, ids and projects."""
-    query = (
-        select(Session)
-        .where(Session.organization_id == member.organization_id, _matches(q))
-        .order_by(Session.created_at.desc(), Session.id)
-    )
+    query = select(Session).where(Session.organization_id == member.organization_id, _matches(q))
+    shown = window(query, Session.created_at, Session.id, after)
     async with service.db.begin() as sql:
-        found: Sequence[Session] = (await sql.scalars(window(query, number))).all()
+        found: Sequence[Session] = (await sql.scalars(shown)).all()
         counts = await _run_counts(sql, [one.id for one in found])
     alive = await beating(service.bus, [one.id for one in found])
     return page(
         request,
         "sessions.html",
-        sessions=turned(request, number, found),
+        sessions=turned(request, after, found, lambda row: (row.created_at, row.id)),
         counts=counts,
         alive=alive,
         q=q,

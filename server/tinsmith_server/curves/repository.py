@@ -1,13 +1,30 @@
 """A run's steps as curves: whole, thinned to what a screen can show, or the last few."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tinsmith_server.db import RunStep
+
+MOST_SHOWN = 1024
+"""More points than a screen has pixels for are no help, and slow on a slow link."""
+
+
+class Step(NamedTuple):
+    """What a curve takes of a row; a tuple, because there are a thousand."""
+
+    step: int
+    at: datetime
+    loss: float | None
+    grad_norm: float
+    learning_rate: float
+    drift: float | None
+    tokens: int
+
 
 _COLUMNS = {
     "loss": "loss per token",
@@ -17,10 +34,16 @@ _COLUMNS = {
 }
 
 
-async def steps(sql: AsyncSession, run_id: str) -> Sequence[RunStep]:
-    """All that are kept, at most MOST_STEPS, in order."""
-    query = select(RunStep).where(RunStep.run_id == run_id).order_by(RunStep.step)
-    return (await sql.scalars(query)).all()
+async def steps(sql: AsyncSession, run_id: str) -> list[Step]:
+    """In order; of a long run every second, fourth, ... one, as its collector thins it out, but sooner."""
+    last = await sql.scalar(select(func.max(RunStep.step)).where(RunStep.run_id == run_id))
+    stride = 1 << max(0, (((last or 0) - 1) // MOST_SHOWN).bit_length())
+    query = (
+        select(*(getattr(RunStep, name) for name in Step._fields))
+        .where(RunStep.run_id == run_id, RunStep.step % stride == 0)
+        .order_by(RunStep.step)
+    )
+    return [Step(*row) for row in (await sql.execute(query)).all()]
 
 
 async def last_steps(sql: AsyncSession, run_id: str, count: int) -> Sequence[RunStep]:
@@ -29,7 +52,7 @@ async def last_steps(sql: AsyncSession, run_id: str, count: int) -> Sequence[Run
     return (await sql.scalars(query.limit(count))).all()
 
 
-def columns(steps: Sequence[RunStep]) -> dict[str, Any]:
+def columns(steps: Sequence[Step]) -> dict[str, Any]:
     """By the name of a column: the steps, and one series of its values."""
     found: dict[str, Any] = {}
     for name, label in _COLUMNS.items():
@@ -39,7 +62,7 @@ def columns(steps: Sequence[RunStep]) -> dict[str, Any]:
     return found
 
 
-def _rates(steps: Sequence[RunStep]) -> list[tuple[int, float]]:
+def _rates(steps: Sequence[Step]) -> list[tuple[int, float]]:
     """A step's tokens over the time since the step before it, as the client saw it."""
     pairs = pairwise(steps)
     timed = [(two, (two.at - one.at).total_seconds() / (two.step - one.step)) for one, two in pairs]
