@@ -10,7 +10,7 @@ from typing import Annotated
 import httpx
 import typer
 from tinsmith.protocol.paths import SCHEME
-from tinsmith.tokenizers import tokenizer_folder
+from tinsmith.tokenizer_files import tokenizer_folder
 
 from tinsmith_server.cli.remote import ApiKey, BaseUrl, Remote
 from tinsmith_server.problems import Problem
