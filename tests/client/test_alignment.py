@@ -1,12 +1,15 @@
 """Stretches of equal text between tokenizers, and what a token's log-ratio is there."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from tinsmith import types
 from tinsmith.distill.alignment import stretches
 from tinsmith.distill.plots import draw
 from tinsmith.distill.policy import by_stretch
 from tinsmith.distill.rollout import Rollout
+from tinsmith.distill.served import ServedSignal
 
 
 class Pieces:
@@ -30,6 +33,7 @@ def test_half_a_character_is_no_end() -> None:
     ours, theirs = Pieces(smile[:1], smile[1:], b"x"), Pieces(smile, b"x")
     found = stretches(ours, [0, 1, 2], theirs, [0, 1])
     assert found == [(range(2), range(1)), (range(2, 3), range(1, 2))]
+    assert stretches(ours, [0], Pieces(smile[:1]), [0]) == []  # cut off: how much is not known
 
 
 def test_the_ratio_of_a_stretch_is_that_of_its_text_and_sums_to_the_sequences() -> None:
@@ -52,3 +56,19 @@ def test_a_plot_of_nothing_is_refused(tmp_path: Any) -> None:
 
     with pytest.raises(ValueError, match="none of divergence"):
         draw({"a": [{"step": 0, "student_tokens": 1}]}, tmp_path / "a.png")
+
+
+def test_the_loss_between_vocabularies_is_told_what_the_teacher_reads() -> None:
+    class Staff:
+        spelled, members = "teacher", [0]
+
+        def __getitem__(self, _: int) -> Any:
+            return SimpleNamespace(same_tokens=True, sequence=lambda one: one.tokens)
+
+    student: Any = SimpleNamespace(types=types)
+    rollout = Rollout([9, 8], [1, 2], [-0.5, -0.5])
+    for loss, sent in (("x_distill_uld", True), ("x_distill_jsd", False)):
+        staff: Any = Staff()
+        [datum] = ServedSignal(None, student, staff, loss, {}).data([rollout])
+        assert ("teacher_tokens" in datum.loss_fn_inputs) is sent
+        assert datum.loss_fn_inputs["weights"].tolist() == [0.0, 0.5, 0.5]

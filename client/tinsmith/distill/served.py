@@ -56,7 +56,8 @@ class ServedSignal:
             "target_tokens": np.array(tokens[1:], np.int64),
             "weights": weights,
         }
-        if rollout.teacher_prompt is not None or not member.same_tokens:
+        apart = rollout.teacher_prompt is not None or not member.same_tokens
+        if apart or self._loss == "x_distill_uld":  # which compares texts, whoever spells them
             inputs["teacher_tokens"] = np.array(member.sequence(rollout), np.int64)
         if len(self._staff.members) > 1:
             inputs["teacher_index"] = np.array([rollout.teacher], np.int64)

@@ -93,6 +93,7 @@ async def rates(member: Viewer, service: Served) -> Response:
 
 
 async def look(service: Service, member: SignedIn) -> Overview:
+    await service.curves.collect()
     up = await workers_of_service(service.bus)
     found = await pulse.buckets(service.bus, member.organization_id, _SECONDS)
     async with service.db.begin() as sql:

@@ -7,7 +7,6 @@ sampler decides who is in the next pass; how a token is drawn stands in `samplin
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +22,7 @@ from tinsmith_worker.engine.prefix_cache import PrefixCache
 from tinsmith_worker.engine.prompt_scores import PromptReader, PromptScores, TopK, score_prompts
 from tinsmith_worker.engine.sample_checks import token_limit
 from tinsmith_worker.engine.sampling import Draw, draw, uniform
+from tinsmith_worker.engine.stops import stop_reason
 from tinsmith_worker.engine.values import InvalidInput, SampleRequest
 
 _NO_MEMORY = "prompt: the service is out of memory; send fewer or shorter."
@@ -330,7 +330,8 @@ class Sampler:
     def _retire(self, samples: list[_Sequence]) -> list[Finished]:
         finished: list[Finished] = []
         for one in samples:
-            reason = self._stop_reason(one)
+            owner = one.owner
+            reason = stop_reason(self._model, owner.request, one.tokens, owner.limit)
             if reason is None:
                 continue
             topk = _topk_rows(one.topk) if one.topk else None
@@ -359,29 +360,6 @@ class Sampler:
         for request_id in request_ids:
             self.cancel(request_id)
         return [Finished(request_id, error=sentence) for request_id in sorted(request_ids)]
-
-    def _stop_reason(self, one: _Sequence) -> str | None:
-        request, last = one.owner.request, one.tokens[-1]
-        if request.stop is None:
-            stopped = last in self._model.eos_token_ids
-        else:
-            stopped = last in request.stop or self._ends_with(one.tokens, request.stop)
-        if stopped:
-            return "stop"
-        return "length" if len(one.tokens) >= one.owner.limit else None
-
-    def _ends_with(self, tokens: list[int], stops: Sequence[str | int]) -> bool:
-        """Whether the text now contains a stop: any earlier one would have ended the sample.
-
-        A token is at least one byte of text, so a window of the longest stop's bytes and a few more (for
-        special tokens and letters cut in the middle) is enough. It is decoded once for all stops.
-        """
-        texts = [stop for stop in stops if isinstance(stop, str)]
-        if not texts:
-            return False
-        window = tokens[-(max(len(stop.encode()) for stop in texts) + 8) :]
-        text = self._model.tokenizer.decode(window, skip_special_tokens=False)
-        return any(stop in text for stop in texts)
 
 
 def _id(one: _Sequence) -> str:
