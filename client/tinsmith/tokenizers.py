@@ -1,32 +1,12 @@
 """A base model's tokenizer, from the service itself: no hub is needed."""
 
-import os
-from pathlib import Path
 from typing import Any
 
-import httpx
+from tinsmith.tokenizer_files import tokenizer_folder
 
 
 def fetch_tokenizer(base_url: str, api_key: str, base_model: str) -> Any:
-    """Needs transformers. The files are kept in the user's cache under the model's digest."""
+    """Needs transformers."""
     from transformers import AutoTokenizer
 
-    with httpx.Client(base_url=base_url, headers={"X-API-Key": api_key}, timeout=60) as http:
-        found = http.get("/api/v1/tokenizers", params={"base_model": base_model})
-        found.raise_for_status()
-        files: dict[str, str] = found.json()["files"]
-        folder = _cache() / next(iter(files.values())).split("/")[-2]
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, url in files.items():
-            target = folder / Path(name).name
-            if not target.exists():
-                answer = http.get(url).raise_for_status()
-                partial = target.with_suffix(f".{os.getpid()}")
-                partial.write_bytes(answer.content)
-                partial.rename(target)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tinsmith" / "tokenizers"
+    return AutoTokenizer.from_pretrained(tokenizer_folder(base_url, api_key, base_model))

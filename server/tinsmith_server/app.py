@@ -2,13 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from tinsmith_server import client_config, extensions, metrics
+from tinsmith_server import client_config, extensions, metrics, openapi
 from tinsmith_server.accounts import audit_routes
 from tinsmith_server.accounts import routes as accounts
 from tinsmith_server.background import routes as background
@@ -89,8 +91,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await app.state.service.close()
 
     app = FastAPI(title="Tinsmith", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
     app.add_exception_handler(Exception, render_error)
     app.add_exception_handler(HTTPException, _render_http)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _render_parameters)  # type: ignore[arg-type]
     for expected in EXPECTED:
         app.add_exception_handler(expected, render_error)
     api = APIRouter(prefix=_PREFIX)
@@ -116,3 +120,10 @@ async def _render_http(request: Request, error: HTTPException) -> Response:
     if status == 404 and "text/html" in request.headers.get("accept", ""):
         return no_such_page(request)
     return answer({"detail": f"There is no {request.method} {request.url.path} here."}, status)
+
+
+async def _render_parameters(request: Request, error: RequestValidationError) -> Response:
+    """A parameter of the path or query that does not parse, in one sentence like every refusal."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:])
+    return answer({"detail": f"{name}: {first['msg']}."}, 422)

@@ -78,19 +78,6 @@ class Storage:
         await obstore.put_async(self._store, f"{prefix}/{MANIFEST}", manifest)
         return sum(entry["size_bytes"] for entry in entries.values())
 
-    async def delete_folders_before(self, parent: str, instant: datetime) -> None:
-        """Those under `parent` in which nothing was written since."""
-        newest: dict[str, datetime] = {}
-        async for batch in obstore.list(self._store, prefix=parent):
-            for entry in batch:
-                folder = "/".join(entry["path"].split("/")[:2])
-                newest[folder] = max(
-                    newest.get(folder, entry["last_modified"]), entry["last_modified"]
-                )
-        for folder, written in newest.items():
-            if written < instant:
-                await self.delete_folder(folder)
-
     async def _read(self, path: str) -> bytes:
         try:
             answer = await obstore.get_async(self._store, path)

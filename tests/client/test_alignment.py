@@ -33,6 +33,7 @@ def test_half_a_character_is_no_end() -> None:
     ours, theirs = Pieces(smile[:1], smile[1:], b"x"), Pieces(smile, b"x")
     found = stretches(ours, [0, 1, 2], theirs, [0, 1])
     assert found == [(range(2), range(1)), (range(2, 3), range(1, 2))]
+    assert stretches(ours, [0], Pieces(smile[:1]), [0]) == []  # cut off: how much is not known
 
 
 def test_the_ratio_of_a_stretch_is_that_of_its_text_and_sums_to_the_sequences() -> None:

@@ -9,11 +9,14 @@ from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 from tinsmith.protocol.errors import NotFound, TooMany
+from tinsmith_server.accounts.caller import Caller
 from tinsmith_server.background.jobs import QUEUE, BackgroundJobs
 from tinsmith_server.background.process import report
 
 from tests.conftest import running_valkey
 
+A, B = Caller("key-a", "org-a"), Caller("key-b", "org-b")
+ONE_PROJECT = Caller("key-p", "org-a", project_id="p")
 HERE = "tests.server.test_background_jobs"
 
 
@@ -44,23 +47,26 @@ def work_off(redis_url: str) -> None:
 def test_a_job_tells_its_own_organization_how_it_went(redis_url: str) -> None:
     async def flow() -> None:
         jobs = BackgroundJobs(redis_url)
-        told = await jobs.enqueue(f"{HERE}.halve", "org-a", "halving", number=6)
+        told = await jobs.enqueue(f"{HERE}.halve", A, "halving", number=6)
         assert (told.state, told.progress, told.kind) == ("queued", 0.0, "halving")
-        odd = await jobs.enqueue(f"{HERE}.halve", "org-a", "halving", number=7)
-        broken = await jobs.enqueue(f"{HERE}.breaks", "org-a", "breaking")
+        odd = await jobs.enqueue(f"{HERE}.halve", A, "halving", number=7)
+        broken = await jobs.enqueue(f"{HERE}.breaks", A, "breaking")
         work_off(redis_url)
-        done = await jobs.look("org-a", told.job_id)
+        done = await jobs.look(A, told.job_id)
         assert (done.state, done.progress, done.note) == ("done", 1.0, "halving")
         assert done.result == {"half": 3}
-        refused = await jobs.look("org-a", odd.job_id)
+        refused = await jobs.look(A, odd.job_id)
         assert (refused.state, refused.progress) == ("failed", 0.5)
         assert refused.error == "number: 7 is odd."
-        failed = await jobs.look("org-a", broken.job_id)
+        failed = await jobs.look(A, broken.job_id)
         assert failed.state == "failed"
         assert "secret" not in str(failed.error)
-        for organization, job_id in (("org-b", told.job_id), ("org-a", "no"), ("org-a", "")):
+        for user, job_id in ((B, told.job_id), (ONE_PROJECT, told.job_id), (A, "no"), (A, "a:b")):
             with pytest.raises(NotFound):
-                await jobs.look(organization, job_id)
+                await jobs.look(user, job_id)
+        mine = await jobs.enqueue(f"{HERE}.halve", ONE_PROJECT, "halving", number=6)
+        for user in (ONE_PROJECT, A):
+            assert (await jobs.look(user, mine.job_id)).job_id == mine.job_id
         await jobs.close()
 
     asyncio.run(flow())
@@ -70,12 +76,12 @@ def test_an_organization_has_so_many_jobs_at_a_time(redis_url: str) -> None:
     async def flow() -> None:
         jobs = BackgroundJobs(redis_url)
         for _ in range(8):
-            await jobs.enqueue(f"{HERE}.halve", "org-a", "halving", number=6)
+            await jobs.enqueue(f"{HERE}.halve", A, "halving", number=6)
         with pytest.raises(TooMany, match="8 of yours"):
-            await jobs.enqueue(f"{HERE}.halve", "org-a", "halving", number=6)
-        await jobs.enqueue(f"{HERE}.halve", "org-b", "halving", number=6)
+            await jobs.enqueue(f"{HERE}.halve", A, "halving", number=6)
+        await jobs.enqueue(f"{HERE}.halve", B, "halving", number=6)
         work_off(redis_url)
-        await jobs.enqueue(f"{HERE}.halve", "org-a", "halving", number=6)
+        await jobs.enqueue(f"{HERE}.halve", A, "halving", number=6)
         await jobs.close()
 
     asyncio.run(flow())

@@ -13,7 +13,13 @@ from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 from sqlalchemy import select
 from tinsmith.protocol import keys
-from tinsmith.protocol.store_layout import checkpoint_prefix, snapshot_prefix
+from tinsmith.protocol.store_layout import (
+    checkpoint_prefix,
+    export_prefix,
+    snapshot_prefix,
+    upload_prefix,
+)
+from tinsmith_server.accounts.caller import Caller
 from tinsmith_server.background.jobs import QUEUE, BackgroundJobs
 from tinsmith_server.background.tidying import Tidied, Tidying
 from tinsmith_server.bus import Bus
@@ -190,6 +196,19 @@ def test_of_a_run_that_redis_has_forgotten_the_newest_snapshot_stays(in_shop: In
     in_shop(flow)
 
 
+def test_what_a_job_left_in_the_store_goes_after_a_day(in_shop: InShop) -> None:
+    async def flow(shop: Shop) -> None:
+        for prefix in (export_prefix("old"), upload_prefix("old")):
+            shop.lay(prefix, age_seconds=TWO_DAYS)
+        shop.lay(export_prefix("fresh"))
+        tidied = await Tidying(shop.db, shop.bus, shop.storage).run()
+        assert tidied.exchanged == 2
+        assert set(await shop.storage.folders("exports")) == {export_prefix("fresh")}
+        assert not await shop.storage.folders("uploads")
+
+    in_shop(flow)
+
+
 def test_the_chore_is_queued_once_and_works_through_rq(
     in_shop: InShop,
     database_url: str,
@@ -212,8 +231,14 @@ def test_the_chore_is_queued_once_and_works_through_rq(
     monkeypatch.setenv("TINSMITH_REDIS_URL", redis_url)
     monkeypatch.setenv("TINSMITH_DATA_DIR", str(tmp_path))
     SimpleWorker([queue], connection=redis, serializer=JSONSerializer).work(burst=True)
-    told = jobs._look("", "tidying")
-    assert told.result == {"expired": 0, "unnamed": 1, "orphaned": 1, "snapshots": 0}
+    told = jobs._look(Caller("", ""), "tidying")
+    assert told.result == {
+        "expired": 0,
+        "unnamed": 1,
+        "orphaned": 1,
+        "snapshots": 0,
+        "exchanged": 0,
+    }
     assert list((tmp_path / "store" / checkpoint_prefix("unnamed-ended")).glob("*")) == []
     minutes_pass()
     assert queue.count == 1  # the next time

@@ -83,14 +83,13 @@ class FinishedBecause(Answer, kw_only=True, frozen=True):
     type: str
 
 
-class SessionActive(Answer, kw_only=True, frozen=True):
-    type: str = "active"
+class SessionActive(Answer, kw_only=True, frozen=True, tag_field="type", tag="active"):
+    pass
 
 
-class SessionFinished(Answer, kw_only=True, frozen=True):
+class SessionFinished(Answer, kw_only=True, frozen=True, tag_field="type", tag="client_finished"):
     reason: FinishedBecause
     detail: str | None = None
-    type: str = "client_finished"
 
 
 class SessionSummary(Answer, kw_only=True, frozen=True):

@@ -4,6 +4,7 @@ Every folder is committed by its manifest, written last: a folder without one wa
 """
 
 MANIFEST = "manifest.json"
+EXPORTS, UPLOADS = "exports", "uploads"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 
 
@@ -28,9 +29,9 @@ def tokenizer_prefix(digest: str) -> str:
 
 def export_prefix(job_id: str) -> str:
     """What a job made for downloading; it stays for a day."""
-    return f"exports/{job_id}"
+    return f"{EXPORTS}/{job_id}"
 
 
 def upload_prefix(job_id: str) -> str:
     """What came from outside and waits for its job, which deletes it."""
-    return f"uploads/{job_id}"
+    return f"{UPLOADS}/{job_id}"

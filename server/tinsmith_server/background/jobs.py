@@ -4,6 +4,7 @@ RQ speaks to Redis synchronously: an API process asks from a thread.
 """
 
 import asyncio
+import re
 import uuid
 from typing import Any
 
@@ -18,6 +19,7 @@ from tinsmith.protocol import keys
 from tinsmith.protocol.errors import NotFound, TooMany
 from tinsmith.protocol.job_bodies import BackgroundJob, JobState
 
+from tinsmith_server.accounts.caller import Caller
 from tinsmith_server.background.overview import BackgroundOverview, again, overview
 
 QUEUE = "tinsmith"
@@ -26,6 +28,7 @@ KEPT_SECONDS = 24 * 3600
 """How long it can be told what became of a job, and how long the files that it made stay."""
 _LONGEST_SECONDS = 6 * 3600
 _DEATHS = 2
+_JOB_ID = re.compile(r"[A-Za-z0-9_\-]{1,80}")
 _TIDYING = "tidying"
 _TIDY_SECONDS = 60
 _LIVE = 8
@@ -40,24 +43,24 @@ class BackgroundJobs:
     async def enqueue(
         self,
         function: str,
-        organization_id: str,
+        user: Caller,
         kind: str,
         *,
         job_id: str | None = None,
         **of: Any,
     ) -> BackgroundJob:
-        """A job that its organization may look up.
+        """A job that its organization may look up; of a key of one project, only keys that reach it.
 
         `function` is a dotted name; it is called with `job_id` and what else is given here, and answers
         {"result": {...}}, or {"error": a sentence for the user}.
         """
         of["job_id"] = job_id = job_id or uuid.uuid4().hex
-        return await asyncio.to_thread(self._enqueue, function, organization_id, kind, job_id, of)
+        return await asyncio.to_thread(self._enqueue, function, user, kind, job_id, of)
 
     def _enqueue(
-        self, function: str, organization_id: str, kind: str, job_id: str, of: dict[str, Any]
+        self, function: str, user: Caller, kind: str, job_id: str, of: dict[str, Any]
     ) -> BackgroundJob:
-        self._check_live(organization_id)
+        self._check_live(user.organization_id)
         job = self._queue.enqueue_call(
             function,
             kwargs=of,
@@ -66,10 +69,14 @@ class BackgroundJobs:
             failure_ttl=KEPT_SECONDS,
             job_id=job_id,
             description=f"{kind} {job_id}",  # not the arguments: RQ logs it
-            meta={"organization_id": organization_id, "kind": kind},
+            meta={
+                "organization_id": user.organization_id,
+                "project_id": user.project_id,
+                "kind": kind,
+            },
             retry=Retry(max=_DEATHS),
         )
-        self._redis.sadd(keys.jobs(organization_id), job_id)
+        self._redis.sadd(keys.jobs(user.organization_id), job_id)
         return _told(job)
 
     def _check_live(self, organization_id: str) -> None:
@@ -112,16 +119,23 @@ class BackgroundJobs:
             retry=Retry(max=_DEATHS),
         )
 
-    async def look(self, organization_id: str, job_id: str) -> BackgroundJob:
+    async def look(self, user: Caller, job_id: str) -> BackgroundJob:
         """Someone else's job is as absent as no job at all."""
-        return await asyncio.to_thread(self._look, organization_id, job_id)
+        return await asyncio.to_thread(self._look, user, job_id)
 
-    def _look(self, organization_id: str, job_id: str) -> BackgroundJob:
+    def _look(self, user: Caller, job_id: str) -> BackgroundJob:
+        if not _JOB_ID.fullmatch(job_id):
+            raise _not_found(job_id)
         try:
             job = Job.fetch(job_id, connection=self._redis, serializer=JSONSerializer)
         except NoSuchJobError:
             raise _not_found(job_id) from None
-        if job.get_meta(refresh=False).get("organization_id") != organization_id:
+        meta = job.get_meta(refresh=False)
+        project_ids = (None, meta.get("project_id"))
+        if (
+            meta.get("organization_id") != user.organization_id
+            or user.project_id not in project_ids
+        ):
             raise _not_found(job_id)
         return _told(job)
 

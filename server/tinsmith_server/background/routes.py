@@ -12,4 +12,4 @@ router = APIRouter()
 
 @router.get("/jobs/{job_id}")
 async def job(job_id: str, user: User, service: Served) -> Response:
-    return answer(await service.jobs.look(user.organization_id, job_id))
+    return answer(await service.jobs.look(user, job_id))

@@ -12,7 +12,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select, update
-from tinsmith.protocol.store_layout import CHECKPOINTS, SNAPSHOTS, run_folder
+from tinsmith.protocol.store_layout import (
+    CHECKPOINTS,
+    EXPORTS,
+    SNAPSHOTS,
+    UPLOADS,
+    run_folder,
+)
 
 from tinsmith_server.bus import Bus
 from tinsmith_server.checkpoints.service import Checkpoints
@@ -32,6 +38,8 @@ class Tidied:
     unnamed: int
     orphaned: int
     snapshots: int
+    exchanged: int = 0
+    """What was exported, or came from outside and was never taken in."""
 
 
 class Tidying:
@@ -44,7 +52,13 @@ class Tidying:
             unnamed=await self._mark_unnamed(),
             orphaned=await self._delete_checkpoints(),
             snapshots=await self._delete_snapshots(),
+            exchanged=await self._delete_exchanged(),
         )
+
+    async def _delete_exchanged(self) -> int:
+        """As long as their job can be asked for, they stay."""
+        found = await self._storage.folders(EXPORTS) | await self._storage.folders(UPLOADS)
+        return await self._delete([one for one, at in found.items() if at < now() - GRACE])
 
     async def _mark_unnamed(self) -> int:
         """Nobody can sample from them any more, and nobody ever could list them."""

@@ -88,7 +88,7 @@ async def _begin(form: FormData, user: Caller, service: Served) -> Response:
     await service.storage.write_folder(upload_prefix(job_id), _uploads(form))
     job = await service.jobs.enqueue(
         f"{__name__}.take_in",
-        user.organization_id,
+        user,
         IMPORT,
         job_id=job_id,
         base_model=card.name,

@@ -12,7 +12,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 from tinsmith.protocol.errors import TinsmithError
 
-from tinsmith_server.cli import checkpoints, keys, members, models, up
+from tinsmith_server.cli import checkpoints, evaluation, keys, members, models, up
 from tinsmith_server.cli.status import status
 from tinsmith_server.exposure import check_exposure
 from tinsmith_server.problems import Problem, describe_os_error
@@ -32,6 +32,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.command("up")(up.up)
 app.command("demo")(up.demo)
+app.command("eval")(evaluation.evaluate)
 app.command("status")(status)
 
 

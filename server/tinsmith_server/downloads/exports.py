@@ -1,7 +1,5 @@
 """A checkpoint merged into its base model: made in the background, fetched over signed links for a day."""
 
-import asyncio
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,13 +11,10 @@ from tinsmith.protocol.store_layout import export_prefix
 
 from tinsmith_server.accounts import audit
 from tinsmith_server.auth import User
-from tinsmith_server.background.jobs import KEPT_SECONDS
 from tinsmith_server.background.tools import run_tool
 from tinsmith_server.checkpoints import repository
 from tinsmith_server.downloads.routes import attachment, link
 from tinsmith_server.service import Served
-from tinsmith_server.settings import Settings
-from tinsmith_server.storage import Storage
 from tinsmith_server.wire import answer, read
 
 router = APIRouter()
@@ -47,7 +42,7 @@ async def export(request: Request, user: User, service: Served) -> Response:
         audit.record_checkpoint(sql, user, "checkpoint_read", path, purpose=MERGE)
     job = await service.jobs.enqueue(
         f"{__name__}.merge",
-        user.organization_id,
+        user,
         MERGE,
         base_model=run.base_model,
         prefix=repository.prefix(row),
@@ -57,10 +52,7 @@ async def export(request: Request, user: User, service: Served) -> Response:
 
 
 def merge(*, job_id: str, base_model: str, prefix: str, untie_unembedding: bool) -> dict[str, Any]:
-    """The job. Older exports leave first, so that they never pile up."""
-    storage = Storage(Settings.from_environment().store_url)
-    kept_since = datetime.now(UTC) - timedelta(seconds=KEPT_SECONDS)
-    asyncio.run(storage.delete_folders_before(export_prefix(""), kept_since))
+    """The job."""
     return run_tool(
         {
             "do": MERGE,
@@ -75,7 +67,7 @@ def merge(*, job_id: str, base_model: str, prefix: str, untie_unembedding: bool)
 @router.get("/jobs/{job_id}/files")
 async def job_files(job_id: str, request: Request, user: User, service: Served) -> Response:
     """One link a file of what the job made."""
-    job = await service.jobs.look(user.organization_id, job_id)
+    job = await service.jobs.look(user, job_id)
     if job.kind != MERGE or job.state != "done":
         raise NotFound(f"job_id: {job_id[:80]!r} has no files, or none yet.")
     names = await service.storage.names(export_prefix(job_id))
