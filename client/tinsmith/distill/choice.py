@@ -151,8 +151,25 @@ class Choice:
         )
 
     def _minillm(self, method: MiniLLM) -> Signal:
+        followed = method.kl_coef and (method.gamma or not method.exclude_current)
+        if (
+            followed
+            and method.single_step
+            and not method.top_k
+            and self._backend != "plain"
+            and "x_distill_pg" in self._connection.losses
+        ):
+            return ServedSignal(
+                self._run,
+                self._student,
+                self._staff,
+                "x_distill_pg",
+                _minillm_config(method),
+                reduction=method.reduction,
+                with_logprobs=True,
+            )
         parts: list[Signal] = []
-        if method.kl_coef and (method.gamma or not method.exclude_current):
+        if followed:
             parts.append(
                 self._policy(
                     loss=method.loss,
@@ -215,6 +232,19 @@ class Both:
             return found | {"loss": loss}
 
         return Sent([future for part in sent for future in part.futures], read)
+
+
+def _minillm_config(method: MiniLLM) -> dict[str, float | str]:
+    """Return and exact part in one pass: the service's own log q takes the place of a second call's."""
+    return {
+        "pg_loss": method.loss,
+        "kl_coef": method.kl_coef,
+        "gamma": method.gamma,
+        "length_norm": float(method.length_norm),
+        "exclude_current": float(method.exclude_current),
+        "single_step": method.single_step,
+        "temperature": method.temperature,
+    }
 
 
 def _uld_config(method: GOLD) -> dict[str, float | str]:

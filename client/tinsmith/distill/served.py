@@ -32,7 +32,8 @@ class ServedSignal:
         self._config = {"teacher": staff.spelled, **config}
         self._reduction, self._skip, self._scale = reduction, skip_tokens, scale
         self._with_logprobs = with_logprobs
-        self.words = f"{loss} on the service, {_support(config)}"
+        self._reads_behind = config.get("merge") == "observed"
+        self.words = f"{loss} on the service, {_support(loss, config)}"
 
     def send(self, rollouts: Sequence[Rollout], sampler: Any) -> Sent:
         future = self._run.forward_backward(self.data(rollouts), self._loss, self._config)
@@ -52,6 +53,9 @@ class ServedSignal:
     def _datum(self, rollout: Rollout, weights: Any) -> Any:
         types, member = self._student.types, self._staff[rollout.teacher]
         tokens = rollout.tokens
+        if self._reads_behind:  # a token more, which is not scored
+            tokens = [*tokens, tokens[-1]]
+            weights = np.append(weights, np.float32(0))
         inputs: dict[str, Any] = {
             "target_tokens": np.array(tokens[1:], np.int64),
             "weights": weights,
@@ -59,6 +63,8 @@ class ServedSignal:
         apart = rollout.teacher_prompt is not None or not member.same_tokens
         if apart or self._loss == "x_distill_uld":  # which compares texts, whoever spells them
             inputs["teacher_tokens"] = np.array(member.sequence(rollout), np.int64)
+        if self._loss == "x_distill_uld" and (ranges := member.align(rollout)) is not None:
+            inputs["align"] = np.array(ranges, np.int64).reshape(-1, 4)
         if len(self._staff.members) > 1:
             inputs["teacher_index"] = np.array([rollout.teacher], np.int64)
         if self._with_logprobs:
@@ -85,7 +91,9 @@ def served_metrics(outputs: list[Any]) -> Metrics:
     return found
 
 
-def _support(config: Config) -> str:
+def _support(loss: str, config: Config) -> str:
+    if loss == "x_distill_uld":
+        return "by stretch of text" if config["mode"] == "gold" else "by position"
     top_k = int(float(config.get("top_k", 0)))
     if not top_k:
         return "over the whole vocabulary"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tinsmith.distill.alignment import decode
+from tinsmith.distill.alignment import decode, plain_text, spelled_alike
 from tinsmith.distill.connection import Connection, resolved
 from tinsmith.distill.rollout import Example, Rollout
 from tinsmith.distill.teacher import Renderer, Teacher
@@ -168,6 +168,20 @@ class _Member:
         """All that there is to read of a rollout."""
         prompt = rollout.prompt if rollout.teacher_prompt is None else rollout.teacher_prompt
         return prompt + self.completion_tokens(rollout)
+
+    def align(self, rollout: Rollout) -> list[tuple[int, int, int, int]] | None:
+        """Targets of the student and tokens of `sequence` that spell the same: (s0, s1, t0, t1).
+
+        None where the service finds them by itself, from the bytes: of a completion that is text.
+        """
+        if self.same_tokens or plain_text(self._student.tokenizer, rollout.completion):
+            return None
+        theirs = self.completion_tokens(rollout)
+        s, t = len(rollout.prompt) - 1, len(self.sequence(rollout)) - len(theirs)
+        pairs = spelled_alike(
+            self._student.tokenizer, rollout.completion, self.renderer.tokenizer, theirs
+        )
+        return [(s + a.start, s + a.stop, t + b.start, t + b.stop) for a, b in pairs]
 
     def scorable(self, rollout: Rollout) -> list[int]:
         """What of it fits: to score tokens takes room for one more."""

@@ -229,14 +229,15 @@ def _stretches(
     scored = np.flatnonzero(datum.inputs["weights"])
     if not scored.size:
         return []
-    first, last = int(scored[0]), int(scored[-1]) + 1
-    if rules.skip_student_eos and int(targets[last - 1]) in student.eos_token_ids:
-        last -= 1
-    end = sequence.size
-    if rules.skip_teacher_eos and int(sequence[-1]) in teacher.model.eos_token_ids:
-        end -= 1
+    first, last, end = int(scored[0]), int(scored[-1]) + 1, sequence.size
+    ended = int(targets[last - 1]) in student.eos_token_ids
+    they_ended = int(sequence[-1]) in teacher.model.eos_token_ids
+    last, end = last - ended, end - they_ended  # each spells its end of text in a way of its own
     found = align(_spelled(ours, targets[first:last]), _spelled(theirs, sequence[:end]), where)
-    return [Stretch(one.s0 + first, one.s1 + first, one.t0, one.t1) for one in found]
+    made = [Stretch(one.s0 + first, one.s1 + first, one.t0, one.t1) for one in found]
+    if ended and they_ended and not (rules.skip_student_eos or rules.skip_teacher_eos):
+        made.append(Stretch(last, last + 1, end, end + 1))
+    return made
 
 
 def _spelled(table: Sequence[bytes], tokens: Ints) -> list[bytes]:
