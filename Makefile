@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help up demo test fuzz chaos test-sdks test-slow lint screenshots bench bench-distill bench-gpu bench-page bench-test clean soak fairness
+.PHONY: help up demo test fuzz chaos test-sdks test-slow lint screenshots bench bench-distill bench-distill-long bench-gpu bench-page bench-test clean soak fairness
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 12
@@ -58,6 +58,9 @@ bench: $(STAMP)  ## Benchmarks, one thread; rows in benchmarks/results, tables i
 
 bench-distill: $(STAMP)  ## Four ways to learn from a teacher, through the service; docs/distillation.md
 	@$(BENCH) benchmarks.distill
+
+bench-distill-long: $(STAMP)  ## SmolLM2-135M on real text: held-out KL over student tokens, three seeds; hours
+	@$(BENCH) benchmarks.distill_long
 
 bench-gpu: $(STAMP)  ## An 8B-shaped model on a CUDA device against what the device can do
 	@$(BENCH) benchmarks.bench_gpu

@@ -11,9 +11,13 @@ PARTS = {
 
 
 def lora_settings(config: Any, rank: int) -> dict[str, Any]:
-    """Raises ValueError by name for what the service's adapters cannot be."""
+    """Without the head, as peft's all-linear, unless target_modules names it: where a model's head is
+    its embedding too, transformers cannot open an adapter of it for lm_eval.
+
+    Raises ValueError by name for what the service's adapters cannot be.
+    """
     if config is None:
-        return {"rank": rank}
+        return {"rank": rank} | _parts(None)
     if type(config).__name__ != "LoraConfig":
         raise ValueError(f"peft_config: {type(config).__name__} is not a LoraConfig.")
     _check("lora_alpha", config.lora_alpha, (8, ALPHA), f"the service scales by {ALPHA} / r")
@@ -26,9 +30,7 @@ def lora_settings(config: Any, rank: int) -> dict[str, Any]:
 
 
 def _parts(wanted: Any) -> dict[str, bool]:
-    if wanted is None:
-        return {}
-    if wanted == "all-linear":
+    if wanted is None or wanted == "all-linear":
         return {"train_unembed": False}
     names = {str(one).rsplit(".", 1)[-1] for one in wanted}
     found = {part: bool(names & members) for part, members in PARTS.items()}
