@@ -9,12 +9,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 Row = dict[str, object]
+_MAIN = """---
+configs:
+- config_name: main
+  data_files:
+  - {split: train, path: train.jsonl}
+  - {split: test, path: test.jsonl}
+---
+"""
 
 
 def write_data(folder: Path, cookbook: Path) -> None:
     chats = (cookbook / "example_data" / "conversations.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in chats]
     _write(folder / "HuggingFaceH4/no_robots", train=rows[:112], test=rows[112:])
+    _write(folder / "openai/gsm8k", train=_sums(0, 256), test=_sums(1, 16))
+    (folder / "openai/gsm8k/README.md").write_text(_MAIN)
     _write(folder / "zwhe99/DeepMath-103K", train=_sums(2, 256))
     _write(folder / "Anthropic/hh-rlhf", train=_preferences(0, 128), test=_preferences(1, 16))
 

@@ -31,6 +31,21 @@ def test_sl_loop_lowers_the_loss(cookbook: Cookbook) -> None:
     assert last < first - 1
 
 
+def test_rl_basic_raises_the_reward(cookbook: Cookbook) -> None:
+    run = cookbook.recipe(
+        "rl_basic",
+        "rl_basic",
+        model_name=STUDENT,
+        learning_rate=1e-2,
+        dataset_builder="tinker_cookbook.recipes.math_rl.math_env:Gsm8kDatasetBuilder",
+        **below("dataset_builder", batch_size=8, group_size=8, **RENDERED),
+        max_tokens=12,
+        max_steps=8,
+    )
+    first, last = run.ends("env/all/reward/total")
+    assert last > first + 0.3
+
+
 def test_math_rl_arithmetic_learns_to_end_its_answers(cookbook: Cookbook) -> None:
     """Of the format alone: a wrong answer without an end costs 0.1."""
     run = cookbook.recipe(
