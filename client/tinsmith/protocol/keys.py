@@ -79,6 +79,14 @@ def paused(scope: str) -> str:
     return f"paused:{scope}"
 
 
+def live_runs(scope: str) -> str:
+    return f"runs:{scope}"
+
+
+def rate(scope: str) -> str:
+    return f"rate:{scope}"
+
+
 def run(run_id: str) -> str:
     return f"run:{run_id}"
 
