@@ -232,6 +232,8 @@ class Worker:
         at = {run_id: (home.epoch, home.taken) for run_id, home in homes.items()}
         taken = self._queue.take(at, self._settings.max_pass_tokens)
         self._news -= asked
+        for run_id in asked - {line.run_id for line in taken}:  # not ours, or ended
+            self._gaps.pop(run_id, None)
         self._news |= {line.run_id for line in taken if line.status == "more"}
         for line in taken:
             self._settle_in(line)
@@ -468,6 +470,7 @@ class Worker:
     def _let_go(self, run_id: str) -> None:
         _log.warning("run_has_moved", run_id=run_id)
         self._forget(run_id)
+        self._runs.leave(run_id)
         self._homes.pop(run_id, None)
 
     def _forget(self, run_id: str) -> None:

@@ -30,6 +30,7 @@ _log = structlog.get_logger()
 RESULT_TTL_MS = 6 * 3600 * 1000
 _WHY_SECONDS = 10
 _DRAIN_SECONDS = 24 * 3600
+_RUNG_SECONDS = 3600
 _PATIENCE_SECONDS = 0.5
 _TURN_TOKENS = 1024
 """Of sampling, that a tenant may take before it is the next one's turn."""
@@ -223,7 +224,10 @@ class Queue:
     def ring(self, run_id: str) -> None:
         """Wake this worker's loop, which looks by itself once a second; from any thread."""
         with contextlib.suppress(RedisError):
-            self.redis.rpush(keys.inbox(self.worker), run_id)
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.rpush(keys.inbox(self.worker), run_id)
+            pipe.expire(keys.inbox(self.worker), _RUNG_SECONDS)  # should we die before we hear it
+            pipe.execute()
 
     def say_why(self, name: str, why: str) -> None:
         """What a run, or a sample, waits for; said again for as long as it does."""
