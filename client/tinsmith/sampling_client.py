@@ -21,16 +21,29 @@ _GONE = 410
 class SamplingClient:
     """Made by ServiceClient or TrainingClient. Its weights never change."""
 
-    def __init__(self, transport: Transport, sampling_session_id: str, base_model: str) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        sampling_session_id: str,
+        base_model: str,
+        *,
+        record_stability_info: bool = False,
+    ) -> None:
         self.sampling_session_id = sampling_session_id
         self._base_model = base_model
+        self._record = {"record_stability_info": True} if record_stability_info else {}
         self._transport = transport
         self._numbers = itertools.count()
         self._completions = _Completions(transport, sampling_session_id)
 
     @classmethod
     async def create(
-        cls, session: Session, *, model_path: str | None = None, base_model: str | None = None
+        cls,
+        session: Session,
+        *,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        record_stability_info: bool = False,
     ) -> Self:
         transport = session.transport
         asked = bodies.CreateSamplingSession(
@@ -46,7 +59,12 @@ class SamplingClient:
         found = msgspec.json.decode(
             await transport.get(f"/samplers/{made.sampling_session_id}"), type=bodies.Sampler
         )
-        return cls(transport, made.sampling_session_id, found.base_model)
+        return cls(
+            transport,
+            made.sampling_session_id,
+            found.base_model,
+            record_stability_info=record_stability_info,
+        )
 
     def sample(
         self,
@@ -84,10 +102,29 @@ class SamplingClient:
         return APIFuture(start(self._sample(asked)))
 
     async def sample_async(
-        self, prompt: ModelInput, num_samples: int, sampling_params: SamplingParams, **more: Any
+        self,
+        prompt: ModelInput,
+        num_samples: int,
+        sampling_params: SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
+        target_prompt_logprobs: TensorData | None = None,
+        prompt_alt_tokens_k: int = 0,
+        prompt_logprobs_last_n: int | None = None,
     ) -> SampleResponse:
         """As `sample`, awaited."""
-        return await self.sample(prompt, num_samples, sampling_params, **more)
+        return await self.sample(
+            prompt,
+            num_samples,
+            sampling_params,
+            include_prompt_logprobs,
+            topk_prompt_logprobs,
+            topk_sample_logprobs,
+            target_prompt_logprobs,
+            prompt_alt_tokens_k,
+            prompt_logprobs_last_n,
+        )
 
     def compute_logprobs(
         self, prompt: ModelInput, prompt_logprobs_last_n: int | None = None
@@ -125,7 +162,7 @@ class SamplingClient:
 
     async def _sample(self, asked: dict[str, Any]) -> SampleResponse:
         while True:
-            body = asked | {"seq_id": next(self._numbers)}
+            body = asked | self._record | {"seq_id": next(self._numbers)}
             stub = msgspec.json.decode(
                 await self._transport.post("/asample", body), type=_SampleStub
             )

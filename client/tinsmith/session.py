@@ -33,6 +33,7 @@ class Session:
         self.transport = transport
         self.run_numbers = itertools.count()
         self.sampler_numbers = itertools.count()
+        self.loss_numbers = itertools.count()
         self._create = bodies.CreateSession(
             user_metadata=dict(user_metadata) if user_metadata else None,
             sdk_version=_SDK_VERSION,
