@@ -1,6 +1,7 @@
 """A sampler from the client's side: many samples in flight, one request that waits for them all."""
 
 import asyncio
+import base64
 import itertools
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from tinsmith.transport import PROTOBUF, Transport
 from tinsmith.types import ModelInput, SampleResponse, SamplingParams, TensorData
 
 _GONE = 410
+_CLONE_STRIDE = 10**9
 
 
 class SamplingClient:
@@ -28,13 +30,14 @@ class SamplingClient:
         base_model: str,
         *,
         record_stability_info: bool = False,
+        clone: bool = False,
     ) -> None:
         self.sampling_session_id = sampling_session_id
         self._base_model = base_model
         self._record = {"record_stability_info": True} if record_stability_info else {}
         self._transport = transport
-        self._numbers = itertools.count()
-        self._completions = _Completions(transport, sampling_session_id)
+        self._joining = asyncio.Lock()
+        self._place = None if clone else _Place(transport, sampling_session_id, 0)
 
     @classmethod
     async def create(
@@ -137,6 +140,35 @@ class SamplingClient:
     ) -> list[float | None]:
         return await self.compute_logprobs(prompt, prompt_logprobs_last_n)
 
+    def get_sampler_handle(self) -> str:
+        """Text from which another process makes a client of the same sampler. It holds no key."""
+        handle = _Handle(
+            base_url=self._transport.base_url,
+            sampling_session_id=self.sampling_session_id,
+            base_model=self._base_model,
+            record_stability_info=bool(self._record),
+        )
+        return base64.urlsafe_b64encode(msgspec.json.encode(handle)).decode()
+
+    @staticmethod
+    def from_sampler_handle(handle: str, *, api_key: str | None = None) -> "SamplingClient":
+        """With TINKER_API_KEY when no key is given. ValueError when it is no handle of this client."""
+        try:
+            found = msgspec.json.decode(base64.urlsafe_b64decode(handle), type=_Handle)
+        except (ValueError, msgspec.DecodeError):
+            raise ValueError("handle: not one of tinsmith's get_sampler_handle.") from None
+        return SamplingClient(
+            Transport(found.base_url, api_key),
+            found.sampling_session_id,
+            found.base_model,
+            record_stability_info=found.record_stability_info,
+            clone=True,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its handle: the key is the other process's."""
+        return SamplingClient.from_sampler_handle, (self.get_sampler_handle(),)
+
     def get_base_model(self) -> str:
         return self._base_model
 
@@ -160,14 +192,27 @@ class SamplingClient:
         assert response.prompt_logprobs is not None
         return response.prompt_logprobs
 
+    async def _own_place(self) -> "_Place":
+        """A clone asks for its number before its first sample, so that no two take the same."""
+        async with self._joining:
+            if self._place is None:
+                asked = bodies.JoinSamplingSession(sampling_session_id=self.sampling_session_id)
+                answer = await self._transport.post("/join_sampling_session", asked)
+                number = msgspec.json.decode(answer, type=bodies.SamplingSessionJoined)
+                self._place = _Place(
+                    self._transport, self.sampling_session_id, number.client_counter
+                )
+        return self._place
+
     async def _sample(self, asked: dict[str, Any]) -> SampleResponse:
+        place = await self._own_place()
         while True:
-            body = asked | self._record | {"seq_id": next(self._numbers)}
+            body = asked | self._record | {"seq_id": next(place.numbers)}
             stub = msgspec.json.decode(
                 await self._transport.post("/asample", body), type=_SampleStub
             )
             try:
-                await self._completions.wait(stub.request_id)
+                await place.completions.wait(stub.request_id)
                 data = await self._transport.result(stub.request_id, PROTOBUF)
             except asyncio.CancelledError:
                 await self._transport.post("/cancel_future", {"request_id": stub.request_id})
@@ -184,12 +229,29 @@ class _SampleStub(msgspec.Struct, kw_only=True, frozen=True):
     sample_sequence_ids: list[str]
 
 
+class _Handle(msgspec.Struct, kw_only=True, frozen=True):
+    base_url: str
+    sampling_session_id: str
+    base_model: str
+    record_stability_info: bool = False
+
+
+class _Place:
+    """Where one client of a sampler numbers its requests: clone n from n billions on (wire: 6.8)."""
+
+    def __init__(self, transport: Transport, sampling_session_id: str, clone: int) -> None:
+        self.numbers = itertools.count(clone * _CLONE_STRIDE)
+        self.completions = _Completions(transport, sampling_session_id, clone)
+
+
 class _Completions:
     """Tells which samples have finished, with one held request however many are in flight."""
 
-    def __init__(self, transport: Transport, sampling_session_id: str) -> None:
+    def __init__(self, transport: Transport, sampling_session_id: str, clone: int) -> None:
         self._transport = transport
-        self._target = bodies.SamplerTarget(sampling_session_id=sampling_session_id)
+        self._target = bodies.SamplerTarget(
+            sampling_session_id=sampling_session_id, cloned_sampler_id=clone
+        )
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._early: set[str] = set()  # finished before anybody waited for them
         self._cursor = 0

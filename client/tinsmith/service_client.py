@@ -175,6 +175,12 @@ class ServiceClient:
         """
         return APIFuture(start(self._create_loss(fn.__name__, trace_loss(fn, input_ranks))))
 
+    def get_console_url(self) -> str:
+        """The page of this session in the service's console; of all sessions before it is opened."""
+        session_id = self._session.opened()
+        page = f"{self._transport.base_url}/sessions"
+        return page if session_id is None else f"{page}/{session_id}"
+
     def create_rest_client(self) -> RestClient:
         return RestClient(self._transport)
 

@@ -50,6 +50,11 @@ class Session:
             self._opening = asyncio.create_task(self._open())
         return await asyncio.shield(self._opening)
 
+    def opened(self) -> str | None:
+        """Its id, if it has been opened."""
+        made = self._opening
+        return made.result() if made is not None and made.done() and not made.exception() else None
+
     async def _open(self) -> str:
         answer = await self.transport.post("/create_session", self._create)
         session_id = msgspec.json.decode(answer, type=bodies.SessionCreated).session_id

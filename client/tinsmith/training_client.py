@@ -61,6 +61,10 @@ class TrainingClient:
     def api_key(self) -> str:
         return self._transport.api_key
 
+    def get_console_url(self) -> str:
+        """The page of this run in the service's console."""
+        return f"{self.base_url}/training_runs/{self.model_id}"
+
     def forward(
         self,
         data: Sequence[Datum],

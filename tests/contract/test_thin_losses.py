@@ -13,9 +13,10 @@ from tinsmith.custom_loss import trace_loss
 
 from tests.contract.conftest import BASE_MODEL, Service
 from tests.contract.recording_proxy import recording_proxy
+from tests.contract.test_clients import TOKENS, datum
 from tests.contract.test_custom_loss import RANKS, surprise
 
-TOKENS = [5, 9, 14, 3, 22, 41, 8, 17]
+BATCH = (TOKENS, TOKENS[::-1], TOKENS[2:])
 
 
 def slices_and_constants(logprobs: torch.Tensor, advantages: torch.Tensor) -> Any:
@@ -87,7 +88,7 @@ def data(tinker: ModuleType, **more: Any) -> list[Any]:
                 **more,
             },
         )
-        for tokens in (TOKENS, TOKENS[::-1], TOKENS[2:])
+        for tokens in BATCH
     ]
 
 
@@ -101,7 +102,8 @@ def test_the_service_computes_it_in_one_pass(tinker: ModuleType, service: Servic
         found = run.forward_backward_custom(data(tinker), loss).result(60).metrics
         with pytest.raises(ValueError, match="scale"):
             run.forward_backward_custom(data(tinker, scale=np.ones(2, np.float32)), loss).result(60)
-        rows = run.forward(data(tinker), "cross_entropy").result(60).loss_fn_outputs
+        plain = [datum(tinker, tokens) for tokens in BATCH]
+        rows = run.forward(plain, "cross_entropy").result(60).loss_fn_outputs
     sent = [path for path, _ in arrived].count("/forward_backward")
     assert sent == 4  # three datums are two chunks, twice
     logprobs = [torch.tensor(row["logprobs"].data) for row in rows]
