@@ -5,6 +5,7 @@ from tinsmith_server.console import (
     checkpoints,
     entrance,
     keys,
+    limits,
     operators,
     overview,
     people,
@@ -26,6 +27,7 @@ ROOMS = (
     keys,
     people,
     usage,
+    limits,
     audit,
     operators,
 )
