@@ -107,6 +107,8 @@ class Worker:
         self._housekept = 0.0
         self._out_of_touch = False
         self.stopping = False
+        self.asked_to_leave = False
+        """By an operator: once it has stopped, it rests."""
 
     def run_forever(self) -> None:
         """Until `stopping` is set; Redis may come and go meanwhile."""
@@ -262,6 +264,9 @@ class Worker:
         if now - self._housekept < _HOUSEKEEPING_SECONDS:
             return
         self._housekept = now
+        if self._queue.asked_to_leave():
+            self.asked_to_leave = True
+            self.stop()
         self._queue.stay_announced()
         self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
         self._saver.try_again()
