@@ -48,7 +48,7 @@ class Bus:
         self._submit_sample = self._script("admit", "submit_sample")
         self._cancel = self._script("release", "cancel")
         self._cancel_line = self._script("release", "cancel_line")
-        self._end_run = self._script("end_run")
+        self._end_run = self._script("release", "end_run")
         self._look = self._script("look")
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._draining = False
@@ -199,9 +199,13 @@ class Bus:
         args = [line, 0, result.data, RESULT_TTL_MS, 0]
         return cast(int, await self._cancel_line(keys=[], args=args))
 
-    async def end_run(self, run_id: str) -> str | None:
-        """Forget a run but for its results; answers the snapshot that nobody needs any more."""
-        snapshot = cast(bytes | None, await self._end_run(keys=[], args=[run_id]))
+    async def end_run(self, run_id: str, result: Result) -> str | None:
+        """Forget a run but for its results; what has none gets this one.
+
+        Answers the snapshot that nobody needs any more.
+        """
+        args = [run_id, result.data, RESULT_TTL_MS]
+        snapshot = cast(bytes | None, await self._end_run(keys=[], args=args))
         return snapshot.decode() if snapshot else None
 
     async def rest(self, run_id: str) -> None:

@@ -8,6 +8,7 @@ import hmac
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -23,7 +24,7 @@ from tinsmith.protocol.errors import Unauthorized
 
 from tinsmith_server.exposure import is_loopback
 from tinsmith_server.service import Served, Service
-from tinsmith_server.status import status
+from tinsmith_server.status import WorkerStatus, status
 from tinsmith_server.wire import answer
 
 router = APIRouter(include_in_schema=False)
@@ -58,12 +59,34 @@ class Metrics:
         )
         self.runs = Gauge("tinsmith_live_runs", "Training runs that are not finished", **make)
         self.workers = Gauge("tinsmith_workers", "Workers alive", ["base_model"], **make)
+        each: dict[str, Any] = {"labelnames": ["worker"], **make}
+        self.cores = Gauge("tinsmith_worker_cores", "Processor cores busy with a worker", **each)
+        self.memory = Gauge("tinsmith_worker_memory_bytes", "Memory that a worker holds", **each)
+        self.gpu = Gauge("tinsmith_worker_gpu_share", "How busy its GPU is, 0 to 1", **each)
+        self.gpu_memory = Gauge(
+            "tinsmith_worker_gpu_memory_bytes", "In use on its whole GPU", **each
+        )
         self.lag = Gauge(
             "tinsmith_completions_lag_seconds",
             "Since this process last heard of completions",
             **make,
         )
         self.up = Gauge("tinsmith_part_up", "Whether a part can be reached", ["part"], **make)
+
+    def tell_workers(self, workers: Sequence[WorkerStatus]) -> None:
+        """Those that are there now; one that has gone is not told any more."""
+        gauges = {
+            "cores": self.cores,
+            "memory_bytes": self.memory,
+            "gpu_share": self.gpu,
+            "gpu_bytes": self.gpu_memory,
+        }
+        for name, gauge in gauges.items():
+            gauge.clear()
+            for one in workers:
+                value = getattr(one.vitals, name, None)
+                if value is not None:
+                    gauge.labels(one.name).set(value)
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         self.requests.labels(method, route, str(status)).inc()
@@ -178,5 +201,6 @@ async def _look_up(service: Service, figures: Metrics) -> None:
         figures.waiting.labels(what).set(getattr(seen, f"queued_{what}"))
     figures.oldest.set(seen.oldest_seconds or 0.0)
     figures.runs.set(len(seen.runs))
+    figures.tell_workers(seen.workers)
     for card in await service.bus.models():
         figures.workers.labels(card.name).set(await service.bus.workers_of(card.name))

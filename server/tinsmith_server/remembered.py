@@ -1,10 +1,12 @@
 """What was asked once is remembered for a while, and asked once however many ask together.
 
-Knows nothing of what it remembers. Failures are not remembered.
+Knows nothing of what it remembers. Failures are not remembered, and what is out of date is let go
+whenever something new comes: what is held was asked for in the last `seconds`.
 """
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -17,7 +19,8 @@ class Remembered(Generic[K, V]):
         self, ask: Callable[[K], Awaitable[V]], *, seconds: float, most: int = 10_000
     ) -> None:
         self._ask, self._seconds, self._most = ask, seconds, most
-        self._known: dict[K, tuple[V, float]] = {}
+        self._known: OrderedDict[K, tuple[V, float]] = OrderedDict()
+        """The oldest first."""
         self._asked: dict[K, asyncio.Task[V]] = {}
 
     async def get(self, key: K) -> V:
@@ -31,9 +34,9 @@ class Remembered(Generic[K, V]):
 
     def forget(self, matches: Callable[[K, V], bool]) -> None:
         """What is being asked just now may be out of date when it comes, so it is not kept."""
-        self._known = {
-            key: known for key, known in self._known.items() if not matches(key, known[0])
-        }
+        gone = [key for key, known in self._known.items() if matches(key, known[0])]
+        for key in gone:
+            del self._known[key]
         self._asked.clear()
 
     async def _find(self, key: K) -> V:
@@ -49,6 +52,11 @@ class Remembered(Generic[K, V]):
         return value
 
     def _keep(self, key: K, value: V) -> None:
-        if len(self._known) >= self._most:
-            del self._known[next(iter(self._known))]
-        self._known[key] = (value, time.monotonic() + self._seconds)
+        at = time.monotonic()
+        while self._known and (len(self._known) >= self._most or self._oldest_until <= at):
+            self._known.popitem(last=False)
+        self._known[key] = (value, at + self._seconds)
+
+    @property
+    def _oldest_until(self) -> float:
+        return next(iter(self._known.values()))[1]

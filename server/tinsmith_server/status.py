@@ -11,6 +11,23 @@ from tinsmith.protocol.bodies import Answer
 
 from tinsmith_server.bus import Bus
 
+_RESTS_SECONDS = 10
+"""One that rests says so twice a second."""
+
+
+class Vitals(Answer, kw_only=True, frozen=True):
+    """What a worker takes of its machine, as it told last. None: its machine does not say."""
+
+    cores: float
+    """Busy with it, on average since it told before."""
+    of_cores: float
+    memory_bytes: float
+    of_memory_bytes: float
+    gpu_share: float | None = None
+    gpu_bytes: float | None = None
+    """In use on the whole device."""
+    of_gpu_bytes: float | None = None
+
 
 class WorkerStatus(Answer, kw_only=True, frozen=True):
     name: str
@@ -20,6 +37,9 @@ class WorkerStatus(Answer, kw_only=True, frozen=True):
     num_runs: int
     num_samples: int
     """Sampling requests that it holds."""
+    leaving: bool = False
+    """An operator drains it."""
+    vitals: Vitals | None = None
 
 
 class RunStatus(Answer, kw_only=True, frozen=True):
@@ -96,6 +116,13 @@ async def workers_of_service(bus: Bus) -> list[WorkerStatus]:
     return await _workers(bus.redis, await _bases(bus.redis))
 
 
+async def drained_workers(bus: Bus) -> list[str]:
+    """Those that have left and rest, by name."""
+    seconds, _ = await bus.redis.time()
+    found = await bus.redis.zrangebyscore(keys.DRAINED, seconds - _RESTS_SECONDS, "+inf")
+    return sorted(name.decode() for name in found)
+
+
 async def _bases(redis: Any) -> list[str]:
     return sorted(name.decode() for name in await redis.smembers(keys.MODELS))
 
@@ -112,15 +139,21 @@ async def _worker(redis: Any, name: str, holds: list[str]) -> WorkerStatus:
     async with redis.pipeline(transaction=False) as pipe:
         pipe.pttl(keys.lease(name))
         pipe.scard(keys.owned(name))
+        pipe.exists(keys.drain(name))
+        pipe.hgetall(keys.vitals(name))
         for base in holds:
             pipe.scard(keys.held(name, base))
-        lease_ms, num_runs, *samples = await pipe.execute()
+        lease_ms, num_runs, leaving, told, *samples = await pipe.execute()
     return WorkerStatus(
         name=name,
         base_models=holds,
         lease_seconds=lease_ms / 1000 if lease_ms > 0 else None,
         num_runs=num_runs,
         num_samples=sum(samples),
+        leaving=bool(leaving),
+        vitals=Vitals(**{key.decode(): float(value) for key, value in told.items()})
+        if told
+        else None,
     )
 
 

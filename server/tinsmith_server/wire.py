@@ -95,7 +95,10 @@ async def render_error(request: Request, error: Exception) -> Response:
         return answer({"detail": detail}, 503)
     reference = uuid.uuid4().hex[:12]
     _log.error("internal_error", path=request.url.path, reference=reference, exc_info=error)
-    return answer({"detail": f"Internal error (reference {reference})."}, 500)
+    # Rendered outside of what gives every other answer its id.
+    told = structlog.contextvars.get_contextvars().get("request_id")
+    headers = {"X-Request-Id": told} if told else {}
+    return answer({"detail": f"Internal error (reference {reference})."}, 500, headers)
 
 
 async def _still_waiting(why: str) -> Response:

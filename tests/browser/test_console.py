@@ -210,7 +210,7 @@ def test_a_revoked_key_is_refused_within_a_second(
 
 PAGES = [
     "/", "/training_runs", "/sessions", "/checkpoints", "/playground", "/keys", "/keys?new_key=true",
-    "/usage", "/projects", "/members", "/audit", "/operators", "/account", "/sign-in", "/nowhere",
+    "/usage", "/limits", "/projects", "/members", "/audit", "/operators", "/account", "/sign-in", "/nowhere",
 ]  # fmt: skip
 
 

@@ -163,6 +163,7 @@ async def _things(app: FastAPI, owner: SignedIn) -> dict[str, str]:
         "project_id": "jam",
         "invitation_id": invitation.id,
         "job_id": "0" * 32,
+        "worker_id": "nobody",
         "digest": "0" * 16,
         "path_model": f"tinker://{RUN}/weights/saved",
         "rest": "nothing",

@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import select
 from tinsmith.protocol.errors import BadRequest, NotFound
+from tinsmith.protocol.jobs import Job, Kind
 from tinsmith_server.accounts import key_desk, keys
 from tinsmith_server.accounts.caller import SignedIn
 from tinsmith_server.accounts.keys import KeyTerms
@@ -111,6 +112,29 @@ def test_a_key_of_one_project_sees_nothing_of_another(settings: Settings) -> Non
                 moved = await red.put(f"/sessions/{session}/project", json={"project_id": "blue"})
                 assert moved.status_code == 400
                 assert (await red.get("/audit")).status_code == 403
+
+    asyncio.run(flow())
+
+
+def test_a_key_of_one_project_cancels_nothing_of_another(settings: Settings) -> None:
+    async def flow() -> None:
+        async with running(settings) as app:
+            ada = await member(app)
+            _, red = await make(app, ada, project_id="red")
+            _, blue = await make(app, ada, project_id="blue")
+            bus = app.state.service.bus
+            async with client(app, red) as mine, client(app, blue) as theirs:
+                session = (await mine.post("/create_session", json={})).json()["session_id"]
+                sampler = f"{session}:sample:0"
+                job = Job(
+                    request_id=f"{sampler}:1", run_id=sampler, seq_id=1, kind=Kind.SAMPLE, body=b"x"
+                )
+                await bus.submit_sample(ada.organization_id, "no such model", job, 0)
+                for http, cancelled in ((theirs, False), (mine, True)):
+                    asked = await http.post("/cancel_future", json={"request_id": job.request_id})
+                    assert (asked.status_code, asked.json()) == (200, {})
+                    future = await bus.future(job.request_id)
+                    assert (future.result is not None) is cancelled
 
     asyncio.run(flow())
 

@@ -136,6 +136,7 @@ def test_nothing_secret_is_ever_logged(
         raise RuntimeError("no")
 
     figures: list[str] = []
+    told: list[str] = []
 
     async def flow() -> list[str]:
         async with running(settings) as app, Browser(app) as browser:
@@ -162,6 +163,7 @@ def test_nothing_secret_is_ever_logged(
                 ),
             ]
             assert [one.status_code for one in answers] == [500, 500, 500]
+            told.extend(one.headers["x-request-id"] for one in answers)
             figures.append((await browser.get("/metrics")).text)
             return [setup, key.split("-")[2], cookie, csrf, PASSWORD, "wr0ng-one"]
 
@@ -171,6 +173,7 @@ def test_nothing_secret_is_ever_logged(
     assert [one for one in secrets if one in said] == []
     errors = [json.loads(line) for line in said.splitlines() if "internal_error" in line]
     assert all(re.fullmatch(r"[0-9a-f]{16}", one["request_id"]) for one in errors)
+    assert [one["request_id"] for one in errors] == told, "an answer's id finds its log line"
     counted = re.findall(r'requests_total\{.*status="500"\} (\d)', figures[0])
     assert counted == ["1"] * 3, "an answer that was never begun is counted too"
 

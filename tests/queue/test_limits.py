@@ -135,7 +135,7 @@ def test_live_runs_are_counted_until_they_end(ends: Ends) -> None:
     with pytest.raises(TooMany, match="1 training runs at once"):
         submit(ends, bounds, 0, run="s:train:1")
     ends.call(ends.bus.cancel_line(RUN, failure("finished")))
-    ends.call(ends.bus.end_run(RUN))
+    ends.call(ends.bus.end_run(RUN, failure("finished")))
     submit(ends, bounds, 0, run="s:train:1")
 
 

@@ -342,7 +342,7 @@ def test_an_ended_run_leaves_nothing_but_its_results(ends: Ends) -> None:
     worker.done(job(0), 1, Result(data=b"0"))
     worker.snapshot_taken(RUN, 1, "snapshots/0", 0)
     assert ends.call(ends.bus.cancel_line(RUN, failure("finished"))) == 2
-    assert ends.call(ends.bus.end_run(RUN)) == "snapshots/0"
+    assert ends.call(ends.bus.end_run(RUN, failure("finished"))) == "snapshots/0"
     assert ends.result(0) == Result(data=b"0")
     assert ends.result(2) == failure("finished")
     with pytest.raises(Fenced):
@@ -354,6 +354,51 @@ def test_an_ended_run_leaves_nothing_but_its_results(ends: Ends) -> None:
     left = {key.decode().split(":")[0] for key in worker.redis.keys("*")}
     assert left <= {"fut", "res", "done", "ctl", "trace", "beats", "lease", "model", "models",
                     "workers", "inbox", "bell", "live"}  # fmt: skip
+
+
+def lasting(worker: Queue) -> set[str]:
+    """Keys that stay until somebody deletes them."""
+    names = [key.decode() for key in worker.redis.keys("*")]
+    return {name for name in names if worker.redis.ttl(name) == -1}
+
+
+FIXED = {keys.MODELS, keys.model(BASE), keys.workers(BASE), keys.DONE, keys.CTL, keys.BEATS}
+
+
+def test_what_comes_in_while_a_run_ends_is_failed_and_no_longer_counted(ends: Ends) -> None:
+    """One op in work, one that waits, a tombstone behind a gap: no process cancels them first."""
+    worker = ends.worker("a")
+    ends.submit(0, 1)
+    assert ends.taken(worker) == [0, 1]
+    ends.submit(2)
+    refused = failure("refused")
+    ends.call(ends.bus.submit_failed("org", RUN, 4, Kind.OPTIM_STEP, refused))
+    assert ends.call(ends.bus.end_run(RUN, failure("finished"))) is None
+    assert [ends.result(seq) for seq in (0, 1, 2)] == [failure("finished")] * 3
+    assert ends.result(4) == refused
+    assert lasting(worker) <= FIXED
+    assert not worker.redis.exists(keys.load(keys.SERVER_SCOPE))
+
+
+def test_a_save_that_ends_after_its_run_leaves_no_sampler_weights_behind(ends: Ends) -> None:
+    worker = ends.worker("a")
+    ends.submit(0)
+    worker.point_slot(RUN, 0, "weights/0")
+    assert ends.call(ends.bus.newest_weights(RUN)) == "weights/0"
+    ends.call(ends.bus.end_run(RUN, failure("finished")))
+    worker.point_slot(RUN, 1, "weights/1")
+    assert ends.call(ends.bus.newest_weights(RUN)) is None
+    assert lasting(worker) <= FIXED
+
+
+def test_a_bell_that_nobody_hears_falls_silent(ends: Ends) -> None:
+    ends.submit(0, 1)  # of a base model that nobody holds
+    ends.call(ends.bus.redis.delete(keys.inbox(keys.homeless(BASE))))
+    assert ends.call(ends.bus.cancel_line(RUN, failure("cancelled"))) == 2
+    worker = ends.worker("a")
+    worker.ring(RUN)
+    for name in (keys.homeless(BASE), "a"):
+        assert 0 < worker.redis.ttl(keys.inbox(name)) <= 3600
 
 
 def test_a_seq_out_of_all_reach_is_refused_for_good(ends: Ends) -> None:

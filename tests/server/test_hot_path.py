@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from sqlalchemy import event
 from tinsmith.protocol import keys
 from tinsmith.protocol.jobs import Kind, ModelCard, Result, failure
-from tinsmith_server.accounts.keys import create
+from tinsmith_server.accounts.keys import KeyTerms, create
 from tinsmith_server.app import DIRECT, create_app
 from tinsmith_server.bus import Bus
 from tinsmith_server.futures.routes import spread
@@ -54,7 +54,7 @@ async def running(settings: Settings) -> AsyncIterator[FastAPI]:
 
 async def client_of(app: FastAPI) -> httpx.AsyncClient:
     async with app.state.service.db.begin() as sql:
-        _, key = await create(sql, b"pepper", "test")
+        _, key = await create(sql, b"pepper", KeyTerms(name="test"))
     return client(app, key)
 
 
@@ -122,7 +122,7 @@ def test_what_one_organization_asked_is_not_remembered_for_another(settings: Set
             run, sampler = await new_run(http)
             await every_hot_call(http, run, sampler, 1)
             async with app.state.service.db.begin() as sql:
-                _, key = await create(sql, b"pepper", "other", "other")
+                _, key = await create(sql, b"pepper", KeyTerms(name="other"), "other")
             async with client(app, key) as other:
                 assert (await other.post("/optim_step", json=step(run, 2))).status_code == 404
                 assert (await other.post("/asample", json=sample(sampler, 2))).status_code == 404

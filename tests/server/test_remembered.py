@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from tinsmith_server import remembered as remembered_module
 from tinsmith_server.remembered import Remembered
 
 
@@ -76,5 +77,28 @@ def test_time_and_number_bound_what_is_kept() -> None:
         assert oracle.asked == list("aaabc")
         await two.get("a")  # the oldest had left
         assert oracle.asked == list("aaabca")
+
+    asyncio.run(flow())
+
+
+def test_what_is_out_of_date_is_let_go_when_something_new_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(remembered_module.time, "monotonic", lambda: clock[0])
+
+    async def flow() -> None:
+        oracle = Oracle()
+        oracle.may_answer.set()
+        remembered = Remembered(oracle.ask, seconds=60)
+        for key in "ab":
+            await remembered.get(key)
+        clock[0] += 30
+        await remembered.get("c")
+        clock[0] += 30  # the time of a and b is over
+        await remembered.get("d")
+        assert list(remembered._known) == ["c", "d"]
+        await remembered.get("c")
+        assert oracle.asked == list("abcd")
 
     asyncio.run(flow())

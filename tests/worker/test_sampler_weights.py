@@ -88,6 +88,18 @@ def test_what_the_store_does_not_have_yet_stays_however_many_come(
     assert left == adapters[:2]
 
 
+def test_a_save_that_is_begun_again_replaces_what_it_had_put(
+    model: BaseModel, store: Store
+) -> None:
+    left: list[Adapter] = []
+    weights = SamplerWeights(store, model, 2, on_leave=left.append)
+    first, second = adapter_of(model, 1), adapter_of(model, 2)
+    weights.put("a", first, written())
+    weights.put("a", second, written())
+    assert left == [first]  # or its blocks of keys and values would never be forgotten
+    assert weights.get("a") is second
+
+
 def test_a_folder_on_its_way_from_another_worker_has_its_time(
     model: BaseModel, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +116,22 @@ def test_a_folder_on_its_way_from_another_worker_has_its_time(
     with pytest.raises(NotThere):
         weights.get("b")
     assert weights.get("b") is None
+    clock[0] += 2 * WAIT_SECONDS  # nobody waits for b any more
+    assert weights.get("c") is None
+    assert list(weights._missing_since) == ["c"]
+
+
+def test_two_folders_that_do_not_come_are_both_given_up(
+    model: BaseModel, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(sampler_weights.time, "monotonic", lambda: clock[0])
+    weights = SamplerWeights(store, model, 2)
+    assert [weights.get(name) for name in "ab"] == [None, None]
+    clock[0] += WAIT_SECONDS
+    for name in "ab":
+        with pytest.raises(NotThere):
+            weights.get(name)
 
 
 def test_a_store_out_of_reach_is_no_missing_folder(

@@ -79,6 +79,7 @@ def test_folders_are_written_in_order_and_a_run_has_open_writes_until_they_are(
     assert bell.rung == ["r", "r", "q"]
     assert not saver.writes_for("r")
     assert not saver.writes_for("q")
+    assert not saver._open  # a worker sees many runs
 
 
 def test_a_write_that_may_fail_says_so_and_is_not_repeated(

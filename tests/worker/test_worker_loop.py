@@ -23,6 +23,7 @@ from tinsmith.protocol.jobs import (
     SampleJob,
     SaveJob,
     encode,
+    failure,
 )
 from tinsmith_server.bus import Bus
 from tinsmith_worker import loop, ops
@@ -819,3 +820,39 @@ def test_what_was_computed_while_redis_was_away_is_told_when_it_is_back(
     results = house.until(worker, "r:1", "r:2", house.step("r", 3), "x")
     assert not any(one.failed for one in results)
     assert left == {"done": 0, "sample_done": 0}
+
+
+# Runs that end
+
+
+def test_of_a_run_that_has_ended_nothing_is_kept(house: House) -> None:
+    worker = house.worker(snapshot_steps=1)
+    house.create("r")
+    for seq in (1, 3, 5):
+        house.until(worker, house.learn("r", seq), house.step("r", seq + 1))
+        for _ in range(500):
+            if not house.log("r"):
+                break
+            worker.turn()
+        assert house.log("r") == []
+    house.save("r", 7, "w")
+    house.until(worker, "r:7")
+    assert worker._runs._superseded.keys() == {"r"}  # it has replaced a snapshot
+    house.step("r", 9)  # and waits for 8
+    for _ in range(500):
+        if worker._gaps:
+            break
+        worker.turn()
+    assert worker._gaps.keys() == {"r"}
+    house.call(house.bus.end_run("r", failure("finished")))
+    worker._saver.close()
+    for _ in range(500):
+        if not worker._homes:
+            break
+        worker.turn()
+    worker._housekept = 0.0
+    worker.turn()
+    kept = [worker._homes, worker._gaps, worker._news, worker._held, worker._training]
+    kept += [worker._runs._resident, worker._runs._superseded, worker._runs._snapshots]
+    kept += [worker._saver._open, worker._fetcher._reads, worker._scheduler.lines]
+    assert not any(kept), kept

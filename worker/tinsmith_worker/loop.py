@@ -107,6 +107,8 @@ class Worker:
         self._housekept = 0.0
         self._out_of_touch = False
         self.stopping = False
+        self.asked_to_leave = False
+        """By an operator: once it has stopped, it rests."""
 
     def run_forever(self) -> None:
         """Until `stopping` is set; Redis may come and go meanwhile."""
@@ -230,6 +232,8 @@ class Worker:
         at = {run_id: (home.epoch, home.taken) for run_id, home in homes.items()}
         taken = self._queue.take(at, self._settings.max_pass_tokens)
         self._news -= asked
+        for run_id in asked - {line.run_id for line in taken}:  # not ours, or ended
+            self._gaps.pop(run_id, None)
         self._news |= {line.run_id for line in taken if line.status == "more"}
         for line in taken:
             self._settle_in(line)
@@ -260,6 +264,9 @@ class Worker:
         if now - self._housekept < _HOUSEKEEPING_SECONDS:
             return
         self._housekept = now
+        if self._queue.asked_to_leave():
+            self.asked_to_leave = True
+            self.stop()
         self._queue.stay_announced()
         self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
         self._saver.try_again()
@@ -463,6 +470,7 @@ class Worker:
     def _let_go(self, run_id: str) -> None:
         _log.warning("run_has_moved", run_id=run_id)
         self._forget(run_id)
+        self._runs.leave(run_id)
         self._homes.pop(run_id, None)
 
     def _forget(self, run_id: str) -> None:

@@ -1,12 +1,14 @@
 """The worker process: load the models, announce them, work until told to stop."""
 
 import hashlib
+import os
 import signal
 import socket
 import sys
 import uuid
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 
 import structlog
 import torch
@@ -16,13 +18,16 @@ from tinsmith.protocol.store_layout import tokenizer_prefix
 from tinsmith_worker.engine.base_model import BaseModel, ModelRefused, load
 from tinsmith_worker.engine.budget import measure
 from tinsmith_worker.engine.sampler import Sampler
+from tinsmith_worker.logs import configure_logs
 from tinsmith_worker.loop import Worker
 from tinsmith_worker.queue import Lease, Queue
+from tinsmith_worker.rest import rest
 from tinsmith_worker.sampler_weights import SamplerWeights
 from tinsmith_worker.samples import SamplingDesk
 from tinsmith_worker.settings import Settings, SettingsError
 from tinsmith_worker.store import Store
 from tinsmith_worker.teachers import Teachers
+from tinsmith_worker.vitals import Vitals
 
 _log = structlog.get_logger()
 _JOBS_PER_SLOT = 2  # a few wait at the worker, so that a place that falls free is filled at once
@@ -36,17 +41,20 @@ _TOKENIZER_FILES = (
 
 
 def main() -> int:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    configure_logs()
     try:
         settings = Settings.from_environment()
-        work(settings)
+        again = work(settings)
     except (SettingsError, ModelRefused) as error:
         sys.stderr.write(f"tinsmith work: {error}\n")
         return 2
+    if again:
+        os.execv(sys.executable, [sys.executable, "-m", "tinsmith_worker"])
     return 0
 
 
-def work(settings: Settings) -> None:
+def work(settings: Settings) -> bool:
+    """Until told to stop. True: it was drained, and is taken back."""
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
@@ -62,13 +70,20 @@ def work(settings: Settings) -> None:
         idle_seconds=settings.teacher_idle_seconds,
     )
     worker = Worker(settings, queue, store, models, desks, teachers)
+    signals: list[int] = []
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        signals.append(signum)
+        worker.stop()
+
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: worker.stop())
+        signal.signal(signum, stop)
     lease = Lease(
         settings.redis_url,
         name,
         settings.lease_seconds,
         on_error=lambda error: _log.warning("lease_not_renewed", error=error),
+        vitals=Vitals(settings.device).look,
     )
     lease.start()
     queue.announce([_card(settings, store, model, teachers.names) for model in models.values()])
@@ -77,6 +92,7 @@ def work(settings: Settings) -> None:
     worker.drain()
     lease.stop()
     worker.leave()
+    return worker.asked_to_leave and rest(queue, lambda: bool(signals))
 
 
 def _load(settings: Settings, served: str, folder: str) -> BaseModel:

@@ -29,6 +29,8 @@ from tinsmith_worker.usage import sample_usage
 _log = structlog.get_logger()
 RESULT_TTL_MS = 6 * 3600 * 1000
 _WHY_SECONDS = 10
+_DRAIN_SECONDS = 24 * 3600
+_RUNG_SECONDS = 3600
 _PATIENCE_SECONDS = 0.5
 _TURN_TOKENS = 1024
 """Of sampling, that a tenant may take before it is the next one's turn."""
@@ -158,12 +160,32 @@ class Queue:
 
     def withdraw(self, base_models: Iterable[str]) -> None:
         """Take no new run; the runs that are here wait for whoever adopts them."""
+        self._give_runs_back()
+        for base_model in base_models:
+            self.redis.zrem(keys.workers(base_model), self.worker)
+        self._give_runs_back()  # one may have begun meanwhile; from now on none does
+        self.redis.delete(keys.lease(self.worker))
+
+    def _give_runs_back(self) -> None:
         mine = keys.owned(self.worker)
         for run_id in self._members(mine):
             self.redis.smove(mine, keys.owned(keys.homeless(self._base_of(run_id))), run_id)
-        for base_model in base_models:
-            self.redis.zrem(keys.workers(base_model), self.worker)
-        self.redis.delete(keys.lease(self.worker))
+
+    def asked_to_leave(self) -> bool:
+        return bool(self.redis.exists(keys.drain(self.worker)))
+
+    def rests(self) -> bool:
+        """Say that this worker has left and is still there; False once it is taken back."""
+        seconds, _ = self.redis.time()
+        self.redis.zadd(keys.DRAINED, {self.worker: seconds})
+        if self.redis.expire(keys.drain(self.worker), _DRAIN_SECONDS):
+            return True
+        self.rest_is_over()
+        return False
+
+    def rest_is_over(self) -> None:
+        self.redis.zrem(keys.DRAINED, self.worker)
+        self.redis.delete(keys.drain(self.worker))
 
     # Training ops
 
@@ -202,7 +224,10 @@ class Queue:
     def ring(self, run_id: str) -> None:
         """Wake this worker's loop, which looks by itself once a second; from any thread."""
         with contextlib.suppress(RedisError):
-            self.redis.rpush(keys.inbox(self.worker), run_id)
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.rpush(keys.inbox(self.worker), run_id)
+            pipe.expire(keys.inbox(self.worker), _RUNG_SECONDS)  # should we die before we hear it
+            pipe.execute()
 
     def say_why(self, name: str, why: str) -> None:
         """What a run, or a sample, waits for; said again for as long as it does."""
@@ -387,13 +412,19 @@ class Queue:
 
 
 class Lease:
-    """Says `this worker lives` to Redis, from a thread, three times a lease."""
+    """Says `this worker lives` to Redis, and what it takes, from a thread, three times a lease."""
 
     def __init__(
-        self, redis_url: str, worker: str, seconds: float, on_error: Callable[[str], None]
+        self,
+        redis_url: str,
+        worker: str,
+        seconds: float,
+        on_error: Callable[[str], None],
+        vitals: Callable[[], Mapping[str, float]],
     ) -> None:
         self._redis = Redis.from_url(redis_url)
-        self._key = keys.lease(worker)
+        self._key, self._vitals_key = keys.lease(worker), keys.vitals(worker)
+        self._vitals = vitals
         self._seconds = seconds
         self._on_error = on_error
         self._stop = threading.Event()
@@ -409,11 +440,19 @@ class Lease:
         self._redis.close()
 
     def _renew(self) -> None:
-        while not self._stop.wait(self._seconds / 3):
+        stopped = False
+        while not stopped:
             try:
                 self._redis.set(self._key, b"1", px=int(self._seconds * 1000))
+                self._tell_vitals()
             except RedisError as error:
                 self._on_error(type(error).__name__)
+            stopped = self._stop.wait(self._seconds / 3)
+
+    def _tell_vitals(self) -> None:
+        told = {name: f"{value:.12g}" for name, value in self._vitals().items()}
+        self._redis.hset(self._vitals_key, mapping=cast(Any, told))
+        self._redis.pexpire(self._vitals_key, int(self._seconds * 3000))
 
 
 def _will_pass(error: RedisError) -> bool:

@@ -98,6 +98,11 @@ class Runs:
     def drop(self, run_id: str) -> None:
         self._resident.pop(run_id, None)
 
+    def leave(self, run_id: str) -> None:
+        """It has ended, or lives elsewhere: nothing about it is needed here any more."""
+        self.drop(run_id)
+        self._superseded.pop(run_id, None)
+
     def retake(self, retaken: Mapping[str, Retaken]) -> None:
         """Keep, under its new epoch, what is as Redis knows it; a Redis may also have gone back."""
         for run_id, resident in list(self._resident.items()):

@@ -36,6 +36,8 @@ class SamplerWeights:
         self._missing_since: dict[str, float] = {}
 
     def put(self, prefix: str, adapter: Adapter, written: "Future[int]") -> None:
+        if before := self._held.pop(prefix, None):  # the save was begun again
+            self._on_leave(before)
         self._held[prefix] = adapter
         self._unwritten[prefix] = written
         self._trim()
@@ -46,16 +48,27 @@ class SamplerWeights:
             try:
                 files = self._store.read_folder(prefix)
             except FolderDamaged:
-                since = self._missing_since.setdefault(prefix, time.monotonic())
-                if time.monotonic() - since < WAIT_SECONDS:
+                if self._may_still_come(prefix):
                     return None
-                del self._missing_since[prefix]
                 raise NotThere(prefix) from None
             self._missing_since.pop(prefix, None)
             self._held[prefix] = checkpoint_files.unpack_adapter(self._model, files)
             self._trim()
         self._held.move_to_end(prefix)
         return self._held[prefix]
+
+    def _may_still_come(self, prefix: str) -> bool:
+        """Its time begins when it is first asked for; whoever asks no more is forgotten, too."""
+        now = time.monotonic()
+        if prefix not in self._missing_since:
+            self._missing_since = {
+                name: at for name, at in self._missing_since.items() if now - at < 2 * WAIT_SECONDS
+            }
+        since = self._missing_since.setdefault(prefix, now)
+        if now - since < WAIT_SECONDS:
+            return True
+        del self._missing_since[prefix]
+        return False
 
     def _trim(self) -> None:
         self._unwritten = {name: one for name, one in self._unwritten.items() if not one.done()}

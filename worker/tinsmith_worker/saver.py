@@ -3,6 +3,7 @@
 What is written was copied when it was handed over, so training goes on meanwhile.
 """
 
+import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,7 @@ class Saver:
         self._store, self._ring = store, ring
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._open: Counter[str] = Counter()
+        self._counting = threading.Lock()  # the loop and the thread both do
         self._failed: deque[_Write] = deque()
 
     def write(
@@ -41,7 +43,8 @@ class Saver:
         With `until_it_works` a write that failed stays open until `try_again` has had it through.
         """
         write = _Write(run_id, prefix, files, until_it_works, Future())
-        self._open[run_id] += 1
+        with self._counting:
+            self._open[run_id] += 1
         self._pool.submit(self._work, write)
         return write.done
 
@@ -65,7 +68,10 @@ class Saver:
         self._closed(write)
 
     def _closed(self, write: _Write) -> None:
-        self._open[write.run_id] -= 1
+        with self._counting:
+            self._open[write.run_id] -= 1
+            if not self._open[write.run_id]:
+                del self._open[write.run_id]
         self._ring(write.run_id)
 
     def try_again(self) -> None:

@@ -11,6 +11,9 @@
 | owned:{worker} | SET | runs that the worker is home to |
 | inbox:{worker} | LIST | wake-ups: ids of runs whose next op is ready |
 | lease:{worker} | STRING PX | liveness |
+| vitals:{worker} | HASH PX | what it takes of its machine (worker/vitals.py) |
+| drain:{worker} | STRING, a day, renewed | that it is to leave, or has left and rests |
+| drained | ZSET | workers that rest, by the second in which they were last heard of |
 | workers:{base} | ZSET | workers that hold the base model, by number of live runs |
 | models, model:{base} | SET, HASH | base models ever announced, what their workers say of them |
 | load:{scope} | HASH | requests, bytes, tokens and samples that wait or run in a scope |
@@ -45,6 +48,7 @@
 MODELS = "models"
 DONE = "done"
 STEPS = "steps"
+DRAINED = "drained"
 CTL = "ctl"
 BEATS = "beats"
 SILENT = "silent"
@@ -77,6 +81,14 @@ def load(scope: str) -> str:
 
 def paused(scope: str) -> str:
     return f"paused:{scope}"
+
+
+def live_runs(scope: str) -> str:
+    return f"runs:{scope}"
+
+
+def rate(scope: str) -> str:
+    return f"rate:{scope}"
 
 
 def run(run_id: str) -> str:
@@ -118,6 +130,14 @@ def inbox(worker: str) -> str:
 
 def lease(worker: str) -> str:
     return f"lease:{worker}"
+
+
+def vitals(worker: str) -> str:
+    return f"vitals:{worker}"
+
+
+def drain(worker: str) -> str:
+    return f"drain:{worker}"
 
 
 def workers(base_model: str) -> str:

@@ -25,6 +25,7 @@ from tinsmith_server.usage.summary import UsageRow, month_of, usage_rows
 
 WARN_AT = 0.8
 _RECKONED_SECONDS = 10.0
+_SHOWN_SECONDS = 30.0
 _WARNED_SECONDS = 32 * 24 * 3600
 _log = structlog.get_logger()
 
@@ -56,6 +57,7 @@ class Allowances:
         self._db, self._bus, self._usage, self._book = db, bus, usage, book
         self._prices = prices
         self._months = Remembered(self._month, seconds=_RECKONED_SECONDS)
+        self._near = Remembered(self._nearly_spent, seconds=_SHOWN_SECONDS)
 
     async def check_month(self, user: Caller, project_id: str) -> None:
         """Raises PaymentRequired with the limit's name. No SQL where nothing was agreed."""
@@ -87,9 +89,12 @@ class Allowances:
 
     async def standings(self, organization_id: str) -> list[Standing]:
         """Of every month's and every stored limit, the fullest first. For pages."""
-        await self._usage.collect()
         async with self._db.begin() as sql:
             agreed = await all_limits(sql, organization_id)
+        if not agreed:
+            return []
+        await self._usage.collect()
+        async with self._db.begin() as sql:
             rows = await _rows_of_month(sql, organization_id, now(), self._prices)
             found = []
             for (subject, subject_id), values in agreed.items():
@@ -100,6 +105,17 @@ class Allowances:
                         Standing(subject, subject_id, "stored_bytes", used, values.stored_bytes)
                     )
         return sorted(found, key=lambda one: -one.share)
+
+    async def nearly_spent(self, organization_id: str) -> list[Standing]:
+        """The standings at four fifths and beyond; half a minute old at most."""
+        return await self._near.get(organization_id)
+
+    def changed(self, organization_id: str) -> None:
+        """Its limits, just now: what is shown of them is looked up anew."""
+        self._near.forget(lambda key, _: key == organization_id)
+
+    async def _nearly_spent(self, organization_id: str) -> list[Standing]:
+        return [one for one in await self.standings(organization_id) if one.share >= WARN_AT]
 
     async def _month(self, asked: tuple[str, Subject, str, LimitValues]) -> list[Standing]:
         organization_id, subject, subject_id, values = asked

@@ -49,11 +49,12 @@ class KeyTerms:
 
 
 async def create(
-    sql: AsyncSession, pepper: bytes, name: str, organization: str = "default"
+    sql: AsyncSession, pepper: bytes, terms: KeyTerms, organization: str = "default"
 ) -> tuple[ApiKey, str]:
-    """For an operator: a key without restriction, of an organization that is made if it is new."""
+    """For an operator: of an organization that is made if it is new."""
+    terms.check()
     owner = await organization_named(sql, organization)
-    return await issue(sql, pepper, owner.id, KeyTerms(name=name))
+    return await issue(sql, pepper, owner.id, terms)
 
 
 async def issue(
@@ -165,13 +166,19 @@ async def keys_of(
     return (await sql.scalars(query.order_by(ApiKey.created_at.desc(), ApiKey.id))).all()
 
 
+async def one(sql: AsyncSession, key_id: str) -> ApiKey:
+    """For an operator: of whatever organization, live or not."""
+    row = await sql.get(ApiKey, key_id)
+    if row is None:
+        raise NotFound(f"There is no key {key_id!r}; `tinsmith keys list` shows them.")
+    return row
+
+
 async def revoke(
     sql: AsyncSession, key_id: str, by: str | None = None, by_user: str | None = None
 ) -> ApiKey:
     """From now on; whoever caches keys must be told as well. `by` is a key; neither: an operator."""
-    row = await sql.get(ApiKey, key_id)
-    if row is None:
-        raise NotFound(f"There is no key {key_id!r}; `tinsmith keys list` shows them.")
+    row = await one(sql, key_id)
     if row.revoked_at is None:
         row.revoked_at = now()
         audit.record(

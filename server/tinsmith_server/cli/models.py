@@ -34,7 +34,10 @@ def registered(data_dir: Path) -> dict[str, Path]:
 
 
 def register(data_dir: Path, name: str, folder: Path) -> None:
-    models = registered(data_dir) | {name: folder.resolve()}
+    _write(data_dir, registered(data_dir) | {name: folder.resolve()})
+
+
+def _write(data_dir: Path, models: dict[str, Path]) -> None:
     data_dir.mkdir(parents=True, exist_ok=True)
     text = json.dumps({name: str(folder) for name, folder in models.items()}, indent=1)
     (data_dir / "models.json").write_text(text)
@@ -61,6 +64,20 @@ def add(
     check_model_folder(name, folder)
     register(data_dir or default_data_dir(), name, folder)
     typer.echo(f"{name} is registered; it is served from the next `tinsmith up` on.")
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="As `tinsmith models list` shows it.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Leave a model out from the next start on; its folder stays."""
+    where = data_dir or default_data_dir()
+    models = registered(where)
+    if name not in models:
+        raise Problem(f"No model is registered as {name!r}; `tinsmith models list` shows them.")
+    _write(where, {other: folder for other, folder in models.items() if other != name})
+    typer.echo(f"{name} is left out from the next `tinsmith up` on.")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tinsmith_server.accounts.keys import KeyTerms
 from tinsmith_server.cli import models
 from tinsmith_server.cli.keys import create_key
 from tinsmith_server.cli.members import setup_link
@@ -61,7 +62,7 @@ def demo(
     with only_one(folder):
         served = _models(folder, [])
         with Stack(folder, "127.0.0.1", port, served) as stack:
-            key = create_key(stack.settings, "demo", "demo")
+            key = create_key(stack.settings, KeyTerms(name="demo"), "demo")
             environment = os.environ | {"TINKER_API_KEY": key, "TINKER_BASE_URL": stack.url}
             command = [sys.executable, "-m", "tinsmith.demo", "--base-url", stack.url]
             command += ["--api-key", key, "--out", str(out)]
@@ -93,7 +94,7 @@ def _first_key(stack: Stack) -> str | None:
     marker = stack.data_dir / "first_key_created"
     if marker.exists():
         return None
-    key = create_key(stack.settings, "first", "default")
+    key = create_key(stack.settings, KeyTerms(name="first"), "default")
     marker.touch()
     return key
 

@@ -69,7 +69,31 @@ def brief(run_id: str) -> str:
     return f"{session[:9]}\N{HORIZONTAL ELLIPSIS}{session[-4:]}{colon}{rest}"
 
 
+LIMIT_NAMES = {
+    "requests_per_second": "requests a second",
+    "tokens_per_minute": "tokens a minute",
+    "live_runs": "training runs at once",
+    "concurrent_samples": "sampling requests at once",
+    "stored_bytes": "stored bytes",
+    "monthly_tokens": "tokens a month",
+    "monthly_budget_usd": "US$ a month",
+}
+
+
+def limit_name(limit: str) -> str:
+    return LIMIT_NAMES[limit]
+
+
+def limit_amount(amount: float, limit: str) -> str:
+    """An amount of a limit as it is read beside the limit's name."""
+    if limit == "stored_bytes":
+        return size(int(amount))
+    return f"${amount:,.2f}" if limit == "monthly_budget_usd" else short(amount)
+
+
 FILTERS = {
+    "limit_name": limit_name,
+    "limit_amount": limit_amount,
     "brief": brief,
     "ago": ago,
     "span": span,

@@ -8,12 +8,13 @@ from sqlalchemy import func, select
 from starlette.requests import Request
 from tinsmith.protocol import keys
 
+from tinsmith_server import drains
 from tinsmith_server.console import live
 from tinsmith_server.console.security import Operator, console_router, redirect
 from tinsmith_server.console.templating import page, piece
 from tinsmith_server.db import ApiKey, Checkpoint, Organization, TrainingRun
 from tinsmith_server.service import Served, Service
-from tinsmith_server.status import workers_of_service
+from tinsmith_server.status import drained_workers, workers_of_service
 
 router: APIRouter = console_router()
 
@@ -37,6 +38,18 @@ async def again(job_id: str, member: Operator, service: Served) -> Response:
     return redirect("/operators")
 
 
+@router.post("/operators/workers/{worker_id}/drain")
+async def drain(worker_id: str, member: Operator, service: Served) -> Response:
+    await drains.drain(service, member, worker_id)
+    return redirect("/operators")
+
+
+@router.post("/operators/workers/{worker_id}/back")
+async def take_back(worker_id: str, member: Operator, service: Served) -> Response:
+    await drains.take_back(service, member, worker_id)
+    return redirect("/operators")
+
+
 async def _look(service: Service) -> dict[str, Any]:
     cards = await service.bus.models()
     redis = service.bus.redis
@@ -48,6 +61,7 @@ async def _look(service: Service) -> dict[str, Any]:
     info = await redis.info()
     return {
         "workers": await workers_of_service(service.bus),
+        "drained": await drained_workers(service.bus),
         "models": list(zip(cards, found[::2], found[1::2], strict=True)),
         "background": await service.jobs.overview(),
         "redis": {

@@ -5,18 +5,21 @@ from tinsmith_server.console import (
     checkpoints,
     entrance,
     keys,
+    limits,
     operators,
     overview,
     people,
     playground,
     runs,
     sessions,
+    single_sign_on,
     static_files,
     usage,
 )
 
 ROOMS = (
     entrance,
+    single_sign_on,
     static_files,
     overview,
     runs,
@@ -26,6 +29,7 @@ ROOMS = (
     keys,
     people,
     usage,
+    limits,
     audit,
     operators,
 )

@@ -176,6 +176,9 @@ async def signed_in(request: Request) -> SignedIn:
     request.state.member, request.state.csrf_token = member, csrf_token(secret)
     if request.method in _UNSAFE:
         await _check_csrf(request, secret)
+    elif member.role >= Role.ADMIN:
+        allowances = request.app.state.service.allowances
+        request.state.warnings = await allowances.nearly_spent(member.organization_id)
     return member
 
 

@@ -23,7 +23,7 @@ _THEMES = ("light", "dark")
 
 
 def page(request: Request, name: str, /, status: int = 200, **context: Any) -> Response:
-    """`member` is None and `csrf_token` empty where nobody is signed in."""
+    """`member` is None and `csrf_token` empty where nobody is signed in; `warnings` are for admins."""
     return HTMLResponse(piece(request, name, **context), status)
 
 
@@ -37,6 +37,7 @@ def piece(request: Request, name: str, /, **context: Any) -> str:
         base_url=_base_url(request),
         member=getattr(request.state, "member", None),
         csrf_token=getattr(request.state, "csrf_token", ""),
+        warnings=getattr(request.state, "warnings", ()),
         theme=theme if theme in _THEMES else None,
         **context,
     )

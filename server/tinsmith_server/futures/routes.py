@@ -32,7 +32,7 @@ async def retrieve_future(request: Request, user: User, service: Served) -> Resp
     """The result in the form that Accept names; 408 while it is pending."""
     body = await read(request, FutureRef)
     future = await service.bus.future(body.request_id, user.organization_id)
-    if future is None or not await _in_reach(service, user, body.request_id, future):
+    if future is None or not await in_reach(service, user, body.request_id, future):
         raise Gone(
             f"request_id: {body.request_id[:160]!r} is unknown; its result may have expired."
         )
@@ -46,7 +46,8 @@ async def retrieve_future(request: Request, user: User, service: Served) -> Resp
     return _render(result, request.headers.get("accept", ""))
 
 
-async def _in_reach(service: Service, user: Caller, request_id: str, future: FutureState) -> bool:
+async def in_reach(service: Service, user: Caller, request_id: str, future: FutureState) -> bool:
+    """Whether the future is of the caller's organization and, for a key of one project, of that one."""
     if future.tenant != user.organization_id:
         return False
     if user.project_id is None:

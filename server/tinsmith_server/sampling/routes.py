@@ -27,6 +27,7 @@ from tinsmith.protocol.store_layout import checkpoint_prefix
 from tinsmith_server.auth import Caller, User
 from tinsmith_server.checkpoints import repository as checkpoints
 from tinsmith_server.db import SamplingSession
+from tinsmith_server.futures.routes import in_reach
 from tinsmith_server.models.routes import model_card
 from tinsmith_server.sampling.repository import owned_by
 from tinsmith_server.service import Served, Service
@@ -186,6 +187,6 @@ async def cancel_future(request: Request, user: User, service: Served) -> Respon
     """A sample, or an op of a run with all that was queued behind it. What is done stays done."""
     body = await read(request, FutureRef)
     future = await service.bus.future(body.request_id)
-    if future is not None and future.tenant == user.organization_id:
+    if future is not None and await in_reach(service, user, body.request_id, future):
         await service.bus.cancel(body.request_id)
     return answer({})

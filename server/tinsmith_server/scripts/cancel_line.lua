@@ -44,4 +44,5 @@ end
 redis.call('HINCRBY', 'run:' .. line, 'epoch', 1)
 redis.call('HSET', 'run:' .. line, 'claimed', at[2])
 redis.call('RPUSH', 'inbox:' .. at[1], line)
+redis.call('PEXPIRE', 'inbox:' .. at[1], 3600000)
 return cancelled

@@ -76,7 +76,7 @@ class Liveness:
         for line in [*runs, *samplers]:
             await self._bus.cancel_line(line, _FINISHED)
         for run_id in runs:
-            if snapshot := await self._bus.end_run(run_id):
+            if snapshot := await self._bus.end_run(run_id, _FINISHED):
                 await self._storage.delete_folder(snapshot)
         await self._bus.redis.zrem(keys.BEATS, session_id)
         await self._bus.redis.zrem(keys.SILENT, session_id)
