@@ -40,7 +40,7 @@ from tests.contract.conftest import BASE_MODEL
 WARM_UP_SECONDS, EVERY_SECONDS = 180.0, 2.0
 GROWTH_SHARE, GROWTH_MB, IDLE_SECONDS = 0.10, 48.0, 130.0
 """Memory may grow from the end of the warm-up to the end by a tenth, or so much where that is more."""
-MOST_FILES = {"clients": 8, "unix sockets": 64 + 8, "database": 2 * 15 + 1, "other": 24}
+MOST_FILES = {"clients": 16, "unix sockets": 64 + 8, "database": 2 * 15 + 1, "other": 24}
 """Of each kind, once all is idle: connections that clients keep alive, the pool of connections to Valkey
 with a few of the loop's own, SQLite's file and log for each of the pool's 15 connections (which it keeps
 open until nobody reads) with one index, and logs, pipes and the like."""
