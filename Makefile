@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help up demo test fuzz chaos test-sdks test-slow lint screenshots bench bench-distill bench-gpu bench-page bench-test clean soak fairness
+.PHONY: help up demo test fuzz chaos test-sdks test-cookbook test-slow lint screenshots bench bench-distill bench-gpu bench-page bench-test clean soak fairness
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 12
@@ -41,6 +41,10 @@ chaos: $(STAMP)  ## Kill what can be killed, for minutes, and compare bit by bit
 test-sdks: $(STAMP)  ## Every method by SDKs from 0.6.3 on, each in .sdks/; writes docs/compatibility.md
 	rm -rf .sdks/results
 	$(BIN)/pytest -q tests/sdks
+
+test-cookbook: $(STAMP)  ## tinker_cookbook's recipes, unmodified, in .cookbooks/; each must learn
+	rm -f .cookbooks/figures.json
+	$(BIN)/pytest -q tests/cookbook
 
 fuzz: $(STAMP)  ## Hundreds of requests to every route, against the OpenAPI document
 	FUZZ_EXAMPLES=200 $(BIN)/pytest -q tests/contract/test_openapi.py tests/contract/test_protobuf_fuzz.py

@@ -4,6 +4,8 @@ This package is its thin client, under the official SDK's names: `import tinsmit
 """
 
 from tinsmith import types as types
+from tinsmith.admin_client import AdminClient as AdminClient
+from tinsmith.custom_loss import LossHandle as LossHandle
 from tinsmith.exceptions import APIConnectionError as APIConnectionError
 from tinsmith.exceptions import APIError as APIError
 from tinsmith.exceptions import APIStatusError as APIStatusError
@@ -22,14 +24,20 @@ from tinsmith.rest_client import RestClient as RestClient
 from tinsmith.sampling_client import SamplingClient as SamplingClient
 from tinsmith.service_client import ServiceClient as ServiceClient
 from tinsmith.training_client import TrainingClient as TrainingClient
+from tinsmith.types import AdamOptimizerConfig as AdamOptimizerConfig
 from tinsmith.types import AdamParams as AdamParams
 from tinsmith.types import Checkpoint as Checkpoint
 from tinsmith.types import Datum as Datum
+from tinsmith.types import DimuonOptimizerConfig as DimuonOptimizerConfig
+from tinsmith.types import DimuonParams as DimuonParams
 from tinsmith.types import EncodedTextChunk as EncodedTextChunk
 from tinsmith.types import ForwardBackwardOutput as ForwardBackwardOutput
 from tinsmith.types import LoraConfig as LoraConfig
 from tinsmith.types import ModelInput as ModelInput
+from tinsmith.types import OptimParams as OptimParams
 from tinsmith.types import OptimStepResponse as OptimStepResponse
+from tinsmith.types import PromptProvenanceSpan as PromptProvenanceSpan
+from tinsmith.types import SampledProvenanceSpan as SampledProvenanceSpan
 from tinsmith.types import SampledSequence as SampledSequence
 from tinsmith.types import SampleResponse as SampleResponse
 from tinsmith.types import SamplingParams as SamplingParams

@@ -7,9 +7,11 @@ import numpy as np
 
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.tensors import decode_outputs, decode_tensor, encode_tensor
+from tinsmith.spans import encode_spans
 from tinsmith.types import (
     Datum,
     ForwardBackwardOutput,
+    PromptAltTokens,
     SampledSequence,
     SampleResponse,
     StopReason,
@@ -30,6 +32,8 @@ def encode_datum(datum: Datum) -> pb.Datum:
         loss_fn_inputs={
             name: encode_tensor(tensor.to_numpy()) for name, tensor in datum.loss_fn_inputs.items()
         },
+        model_input_spans=encode_spans(datum.model_input_spans),
+        loss_fn_input_spans=encode_spans(datum.loss_fn_input_spans),
     )
 
 
@@ -101,12 +105,20 @@ def decode_sample(data: bytes, sequence_ids: Sequence[str]) -> SampleResponse:
         if message.HasField("topk_prompt_logprobs")
         else None,
         prompt_cache_hit_tokens=message.prompt_cache_hit_tokens,
-        target_prompt_logprobs=TensorData.from_numpy(
-            decode_tensor(message.target_prompt_logprobs, "target_prompt_logprobs")
-        )
+        target_prompt_logprobs=_tensor(message.target_prompt_logprobs, "target_prompt_logprobs")
         if message.HasField("target_prompt_logprobs")
         else None,
+        prompt_alt_tokens=PromptAltTokens(
+            tokens=_tensor(message.prompt_alt_tokens.tokens, "prompt_alt_tokens.tokens"),
+            logprobs=_tensor(message.prompt_alt_tokens.logprobs, "prompt_alt_tokens.logprobs"),
+        )
+        if message.HasField("prompt_alt_tokens")
+        else None,
     )
+
+
+def _tensor(message: pb.Tensor, where: str) -> TensorData:
+    return TensorData.from_numpy(decode_tensor(message, where))
 
 
 def _sequence(message: pb.SampledSequence, sequence_id: str) -> SampledSequence:

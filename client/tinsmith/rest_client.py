@@ -1,116 +1,95 @@
-"""What has been trained and saved: looking it up, deleting it."""
+"""What has been trained, saved and asked for: looking it up, and changing what is kept."""
 
-from collections.abc import Coroutine
-from typing import Any, TypeVar
-from urllib.parse import quote
+import base64
 
 import msgspec
 
-from tinsmith.futures import APIFuture, start
-from tinsmith.protocol.paths import TinkerPath
-from tinsmith.transport import Transport
+from tinsmith.admin_client import AdminClient
+from tinsmith.checkpoint_calls import CheckpointCalls
+from tinsmith.futures import APIFuture
+from tinsmith.protocol.account_bodies import TokenIssued
+from tinsmith.rest_calls import AccessScope, parsed, segment, started
+from tinsmith.session_calls import SessionCalls
 from tinsmith.types import (
-    CheckpointsListResponse,
-    GetSamplerResponse,
     GetServerCapabilitiesResponse,
     TrainingRun,
     TrainingRunsResponse,
-    WeightsInfoResponse,
+    WhoamiResponse,
 )
 
-T = TypeVar("T")
 
-
-class RestClient:
-    """Made by ServiceClient. It opens no session; lists come newest first."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+class RestClient(CheckpointCalls, SessionCalls, AdminClient):
+    """Made by ServiceClient, or from an address and a key. Lists come newest first."""
 
     def get_server_capabilities(self) -> APIFuture[GetServerCapabilitiesResponse]:
         return self._get("/get_server_capabilities", GetServerCapabilitiesResponse)
 
-    def get_training_run(self, training_run_id: str) -> APIFuture[TrainingRun]:
-        return self._get(f"/training_runs/{_segment(training_run_id)}", TrainingRun)
+    def get_training_run(
+        self, training_run_id: str, access_scope: AccessScope = "owned"
+    ) -> APIFuture[TrainingRun]:
+        path = f"/training_runs/{segment(training_run_id)}"
+        return self._get(path, TrainingRun, access_scope=access_scope)
 
-    async def get_training_run_async(self, training_run_id: str) -> TrainingRun:
-        return await self.get_training_run(training_run_id)
+    async def get_training_run_async(
+        self, training_run_id: str, access_scope: AccessScope = "owned"
+    ) -> TrainingRun:
+        return await self.get_training_run(training_run_id, access_scope)
 
-    def get_training_run_by_tinker_path(self, tinker_path: str) -> APIFuture[TrainingRun]:
-        return self.get_training_run(TinkerPath.parse(tinker_path, "tinker_path").run_id)
+    def get_training_run_by_tinker_path(
+        self, tinker_path: str, access_scope: AccessScope = "owned"
+    ) -> APIFuture[TrainingRun]:
+        return self.get_training_run(parsed(tinker_path).run_id, access_scope)
 
-    async def get_training_run_by_tinker_path_async(self, tinker_path: str) -> TrainingRun:
-        return await self.get_training_run_by_tinker_path(tinker_path)
+    async def get_training_run_by_tinker_path_async(
+        self, tinker_path: str, access_scope: AccessScope = "owned"
+    ) -> TrainingRun:
+        return await self.get_training_run_by_tinker_path(tinker_path, access_scope)
 
     def list_training_runs(
-        self, limit: int = 20, offset: int = 0
+        self,
+        limit: int = 20,
+        offset: int = 0,
+        access_scope: AccessScope = "owned",
+        project_id: str | None = None,
     ) -> APIFuture[TrainingRunsResponse]:
-        return self._get(f"/training_runs?limit={limit}&offset={offset}", TrainingRunsResponse)
+        return self._get(
+            "/training_runs",
+            TrainingRunsResponse,
+            limit=limit,
+            offset=offset,
+            access_scope=access_scope,
+            project_id=project_id,
+        )
 
     async def list_training_runs_async(
-        self, limit: int = 20, offset: int = 0
+        self,
+        limit: int = 20,
+        offset: int = 0,
+        access_scope: AccessScope = "owned",
+        project_id: str | None = None,
     ) -> TrainingRunsResponse:
-        return await self.list_training_runs(limit, offset)
+        return await self.list_training_runs(limit, offset, access_scope, project_id)
 
-    def list_checkpoints(self, training_run_id: str) -> APIFuture[CheckpointsListResponse]:
-        path = f"/training_runs/{_segment(training_run_id)}/checkpoints"
-        return self._get(path, CheckpointsListResponse)
+    def whoami(self) -> APIFuture[WhoamiResponse]:
+        """Whose key this is, as the token says for which it is exchanged."""
 
-    async def list_checkpoints_async(self, training_run_id: str) -> CheckpointsListResponse:
-        return await self.list_checkpoints(training_run_id)
+        async def ask() -> WhoamiResponse:
+            issued = await self._post("/auth/token", {}, TokenIssued)
+            return _identity(issued.jwt)
 
-    def list_user_checkpoints(
-        self, limit: int = 100, offset: int = 0
-    ) -> APIFuture[CheckpointsListResponse]:
-        return self._get(f"/checkpoints?limit={limit}&offset={offset}", CheckpointsListResponse)
-
-    async def list_user_checkpoints_async(
-        self, limit: int = 100, offset: int = 0
-    ) -> CheckpointsListResponse:
-        return await self.list_user_checkpoints(limit, offset)
-
-    def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> APIFuture[None]:
-        """`checkpoint_id` as listed: `weights/<name>` or `sampler_weights/<name>`."""
-        return self.delete_checkpoint_from_tinker_path(
-            f"tinker://{training_run_id}/{checkpoint_id}"
-        )
-
-    async def delete_checkpoint_async(self, training_run_id: str, checkpoint_id: str) -> None:
-        return await self.delete_checkpoint(training_run_id, checkpoint_id)
-
-    def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]:
-        path = TinkerPath.parse(tinker_path, "tinker_path")
-        run = _segment(path.run_id)
-        return _start(
-            self._transport.delete(f"/training_runs/{run}/checkpoints/{path.checkpoint_id}")
-        )
-
-    async def delete_checkpoint_from_tinker_path_async(self, tinker_path: str) -> None:
-        return await self.delete_checkpoint_from_tinker_path(tinker_path)
-
-    def get_weights_info_by_tinker_path(self, tinker_path: str) -> APIFuture[WeightsInfoResponse]:
-        async def ask() -> WeightsInfoResponse:
-            answer = await self._transport.post("/weights_info", {"tinker_path": tinker_path})
-            return msgspec.json.decode(answer, type=WeightsInfoResponse)
-
-        return _start(ask())
-
-    def get_sampler(self, sampler_id: str) -> APIFuture[GetSamplerResponse]:
-        return self._get(f"/samplers/{_segment(sampler_id)}", GetSamplerResponse)
-
-    async def get_sampler_async(self, sampler_id: str) -> GetSamplerResponse:
-        return await self.get_sampler(sampler_id)
-
-    def _get(self, path: str, answer: type[T]) -> APIFuture[T]:
-        async def ask() -> T:
-            return msgspec.json.decode(await self._transport.get(path), type=answer)
-
-        return _start(ask())
+        return started(ask())
 
 
-def _start(work: Coroutine[Any, Any, T]) -> APIFuture[T]:
-    return APIFuture(start(work))
+class _Claims(msgspec.Struct, kw_only=True, frozen=True):
+    sub: str
+    org_id: str
+    email: str | None = None
 
 
-def _segment(text: str) -> str:
-    return quote(text, safe=":")
+def _identity(token: str) -> WhoamiResponse:
+    """From the claims alone: the service that issued it just now need not be doubted."""
+    payload = token.split(".")[1]
+    data = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+    claims = msgspec.json.decode(data, type=_Claims)
+    organization = f"tml:organization:{claims.org_id}"
+    return WhoamiResponse(user_urn=claims.sub, org_urn=organization, email=claims.email or None)

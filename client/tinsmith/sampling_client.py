@@ -1,6 +1,7 @@
 """A sampler from the client's side: many samples in flight, one request that waits for them all."""
 
 import asyncio
+import base64
 import itertools
 from typing import Any, Self
 
@@ -16,21 +17,36 @@ from tinsmith.transport import PROTOBUF, Transport
 from tinsmith.types import ModelInput, SampleResponse, SamplingParams, TensorData
 
 _GONE = 410
+_CLONE_STRIDE = 10**9
 
 
 class SamplingClient:
     """Made by ServiceClient or TrainingClient. Its weights never change."""
 
-    def __init__(self, transport: Transport, sampling_session_id: str, base_model: str) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        sampling_session_id: str,
+        base_model: str,
+        *,
+        record_stability_info: bool = False,
+        clone: bool = False,
+    ) -> None:
         self.sampling_session_id = sampling_session_id
         self._base_model = base_model
+        self._record = {"record_stability_info": True} if record_stability_info else {}
         self._transport = transport
-        self._numbers = itertools.count()
-        self._completions = _Completions(transport, sampling_session_id)
+        self._joining = asyncio.Lock()
+        self._place = None if clone else _Place(transport, sampling_session_id, 0)
 
     @classmethod
     async def create(
-        cls, session: Session, *, model_path: str | None = None, base_model: str | None = None
+        cls,
+        session: Session,
+        *,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        record_stability_info: bool = False,
     ) -> Self:
         transport = session.transport
         asked = bodies.CreateSamplingSession(
@@ -46,7 +62,12 @@ class SamplingClient:
         found = msgspec.json.decode(
             await transport.get(f"/samplers/{made.sampling_session_id}"), type=bodies.Sampler
         )
-        return cls(transport, made.sampling_session_id, found.base_model)
+        return cls(
+            transport,
+            made.sampling_session_id,
+            found.base_model,
+            record_stability_info=record_stability_info,
+        )
 
     def sample(
         self,
@@ -84,10 +105,29 @@ class SamplingClient:
         return APIFuture(start(self._sample(asked)))
 
     async def sample_async(
-        self, prompt: ModelInput, num_samples: int, sampling_params: SamplingParams, **more: Any
+        self,
+        prompt: ModelInput,
+        num_samples: int,
+        sampling_params: SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
+        target_prompt_logprobs: TensorData | None = None,
+        prompt_alt_tokens_k: int = 0,
+        prompt_logprobs_last_n: int | None = None,
     ) -> SampleResponse:
         """As `sample`, awaited."""
-        return await self.sample(prompt, num_samples, sampling_params, **more)
+        return await self.sample(
+            prompt,
+            num_samples,
+            sampling_params,
+            include_prompt_logprobs,
+            topk_prompt_logprobs,
+            topk_sample_logprobs,
+            target_prompt_logprobs,
+            prompt_alt_tokens_k,
+            prompt_logprobs_last_n,
+        )
 
     def compute_logprobs(
         self, prompt: ModelInput, prompt_logprobs_last_n: int | None = None
@@ -99,6 +139,35 @@ class SamplingClient:
         self, prompt: ModelInput, prompt_logprobs_last_n: int | None = None
     ) -> list[float | None]:
         return await self.compute_logprobs(prompt, prompt_logprobs_last_n)
+
+    def get_sampler_handle(self) -> str:
+        """Text from which another process makes a client of the same sampler. It holds no key."""
+        handle = _Handle(
+            base_url=self._transport.base_url,
+            sampling_session_id=self.sampling_session_id,
+            base_model=self._base_model,
+            record_stability_info=bool(self._record),
+        )
+        return base64.urlsafe_b64encode(msgspec.json.encode(handle)).decode()
+
+    @staticmethod
+    def from_sampler_handle(handle: str, *, api_key: str | None = None) -> "SamplingClient":
+        """With TINKER_API_KEY when no key is given. ValueError when it is no handle of this client."""
+        try:
+            found = msgspec.json.decode(base64.urlsafe_b64decode(handle), type=_Handle)
+        except (ValueError, msgspec.DecodeError):
+            raise ValueError("handle: not one of tinsmith's get_sampler_handle.") from None
+        return SamplingClient(
+            Transport(found.base_url, api_key),
+            found.sampling_session_id,
+            found.base_model,
+            record_stability_info=found.record_stability_info,
+            clone=True,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its handle: the key is the other process's."""
+        return SamplingClient.from_sampler_handle, (self.get_sampler_handle(),)
 
     def get_base_model(self) -> str:
         return self._base_model
@@ -123,14 +192,27 @@ class SamplingClient:
         assert response.prompt_logprobs is not None
         return response.prompt_logprobs
 
+    async def _own_place(self) -> "_Place":
+        """A clone asks for its number before its first sample, so that no two take the same."""
+        async with self._joining:
+            if self._place is None:
+                asked = bodies.JoinSamplingSession(sampling_session_id=self.sampling_session_id)
+                answer = await self._transport.post("/join_sampling_session", asked)
+                number = msgspec.json.decode(answer, type=bodies.SamplingSessionJoined)
+                self._place = _Place(
+                    self._transport, self.sampling_session_id, number.client_counter
+                )
+        return self._place
+
     async def _sample(self, asked: dict[str, Any]) -> SampleResponse:
+        place = await self._own_place()
         while True:
-            body = asked | {"seq_id": next(self._numbers)}
+            body = asked | self._record | {"seq_id": next(place.numbers)}
             stub = msgspec.json.decode(
                 await self._transport.post("/asample", body), type=_SampleStub
             )
             try:
-                await self._completions.wait(stub.request_id)
+                await place.completions.wait(stub.request_id)
                 data = await self._transport.result(stub.request_id, PROTOBUF)
             except asyncio.CancelledError:
                 await self._transport.post("/cancel_future", {"request_id": stub.request_id})
@@ -147,12 +229,29 @@ class _SampleStub(msgspec.Struct, kw_only=True, frozen=True):
     sample_sequence_ids: list[str]
 
 
+class _Handle(msgspec.Struct, kw_only=True, frozen=True):
+    base_url: str
+    sampling_session_id: str
+    base_model: str
+    record_stability_info: bool = False
+
+
+class _Place:
+    """Where one client of a sampler numbers its requests: clone n from n billions on (wire: 6.8)."""
+
+    def __init__(self, transport: Transport, sampling_session_id: str, clone: int) -> None:
+        self.numbers = itertools.count(clone * _CLONE_STRIDE)
+        self.completions = _Completions(transport, sampling_session_id, clone)
+
+
 class _Completions:
     """Tells which samples have finished, with one held request however many are in flight."""
 
-    def __init__(self, transport: Transport, sampling_session_id: str) -> None:
+    def __init__(self, transport: Transport, sampling_session_id: str, clone: int) -> None:
         self._transport = transport
-        self._target = bodies.SamplerTarget(sampling_session_id=sampling_session_id)
+        self._target = bodies.SamplerTarget(
+            sampling_session_id=sampling_session_id, cloned_sampler_id=clone
+        )
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._early: set[str] = set()  # finished before anybody waited for them
         self._cursor = 0

@@ -33,6 +33,7 @@ class Session:
         self.transport = transport
         self.run_numbers = itertools.count()
         self.sampler_numbers = itertools.count()
+        self.loss_numbers = itertools.count()
         self._create = bodies.CreateSession(
             user_metadata=dict(user_metadata) if user_metadata else None,
             sdk_version=_SDK_VERSION,
@@ -48,6 +49,11 @@ class Session:
         if self._opening is None or (self._opening.done() and self._opening.exception()):
             self._opening = asyncio.create_task(self._open())
         return await asyncio.shield(self._opening)
+
+    def opened(self) -> str | None:
+        """Its id, if it has been opened."""
+        made = self._opening
+        return made.result() if made is not None and made.done() and not made.exception() else None
 
     async def _open(self) -> str:
         answer = await self.transport.post("/create_session", self._create)

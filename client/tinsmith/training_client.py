@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
 
+from tinsmith.custom_loss import LossHandle, check_inputs
 from tinsmith.encoding import cut, decode_forward_backward, encode_datum, encode_loss_config, join
 from tinsmith.futures import APIFuture, ClientFuture, start, start_lasting
+from tinsmith.optimizers import OptimParams, step_body
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.tensors import encode_tensor
 from tinsmith.sampling_client import SamplingClient
@@ -23,6 +26,8 @@ from tinsmith.types import (
     LoadWeightsResponse,
     LossFnType,
     OptimStepResponse,
+    SamplingClientKind,
+    SaveWeightsExternalResponse,
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
     TensorData,
@@ -55,6 +60,10 @@ class TrainingClient:
     @property
     def api_key(self) -> str:
         return self._transport.api_key
+
+    def get_console_url(self) -> str:
+        """The page of this run in the service's console."""
+        return f"{self.base_url}/training_runs/{self.model_id}"
 
     def forward(
         self,
@@ -91,37 +100,43 @@ class TrainingClient:
         return self.forward_backward(data, loss_fn, loss_fn_config)
 
     def forward_backward_custom(
-        self, data: Sequence[Datum], loss_fn: CustomLoss
+        self, data: Sequence[Datum], loss_fn: CustomLoss | LossHandle
     ) -> APIFuture[ForwardBackwardOutput]:
-        """A loss of one's own over the logprobs of the targets; needs torch on this machine.
+        """A loss of one's own over the logprobs of the targets.
 
+        A handle of `create_custom_loss` is computed by the service, a function here, with torch.
         `loss_fn(data, logprobs)` gets one tensor per datum, of the shape of its `target_tokens`, and
         returns the loss and its metrics. It costs a forward more than a loss of the service: the
         gradient of any loss in the logprobs is that of cross_entropy with weights -dloss/dlogprob.
         """
+        if isinstance(loss_fn, LossHandle):
+            for index, datum in enumerate(data):
+                check_inputs(loss_fn, datum.loss_fn_inputs, f"data[{index}]")
+            config = {"loss_id": loss_fn.loss_id}
+            return self._compute(data, "custom", config, forward_only=False)
         messages = [encode_datum(_with_zero_weights(datum)) for datum in data]
         return APIFuture(start_lasting(self._custom(list(data), messages, loss_fn)))
 
     async def forward_backward_custom_async(
-        self, data: Sequence[Datum], loss_fn: CustomLoss
+        self, data: Sequence[Datum], loss_fn: CustomLoss | LossHandle
     ) -> APIFuture[ForwardBackwardOutput]:
         return self.forward_backward_custom(data, loss_fn)
 
     def optim_step(
         self,
-        optim_params: AdamParams | None = None,
+        optim_params: OptimParams | None = None,
         *,
         adam_params: AdamParams | None = None,
     ) -> APIFuture[OptimStepResponse]:
-        """One AdamW step along the accumulated gradient, which it clears."""
+        """One step of the run's optimizer along the accumulated gradient, which it clears."""
         if optim_params is not None and adam_params is not None:
             raise TypeError("optim_step: give optim_params or adam_params, not both.")
         params = optim_params or adam_params or AdamParams()
-        return self._op("/optim_step", OptimStepResponse, adam_params=params)
+        return self._op("/optim_step", OptimStepResponse, **step_body(params))
 
     async def optim_step_async(
         self,
-        optim_params: AdamParams | None = None,
+        optim_params: OptimParams | None = None,
         *,
         adam_params: AdamParams | None = None,
     ) -> APIFuture[OptimStepResponse]:
@@ -153,19 +168,27 @@ class TrainingClient:
     ) -> APIFuture[SaveWeightsResponse]:
         return self.save_state(name, ttl_seconds, overwrite, user_metadata)
 
-    def load_state(self, path: str) -> APIFuture[LoadWeightsResponse]:
+    def load_state(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[LoadWeightsResponse]:
         """The weights of a checkpoint into this run, with a fresh optimizer."""
-        return self._op("/load_weights", LoadWeightsResponse, path=path, optimizer=False)
+        return self._load(path, weights_access_token, optimizer=False)
 
-    async def load_state_async(self, path: str) -> APIFuture[LoadWeightsResponse]:
-        return self.load_state(path)
+    async def load_state_async(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[LoadWeightsResponse]:
+        return self.load_state(path, weights_access_token)
 
-    def load_state_with_optimizer(self, path: str) -> APIFuture[LoadWeightsResponse]:
+    def load_state_with_optimizer(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[LoadWeightsResponse]:
         """The weights and the optimizer of a checkpoint into this run."""
-        return self._op("/load_weights", LoadWeightsResponse, path=path, optimizer=True)
+        return self._load(path, weights_access_token, optimizer=True)
 
-    async def load_state_with_optimizer_async(self, path: str) -> APIFuture[LoadWeightsResponse]:
-        return self.load_state_with_optimizer(path)
+    async def load_state_with_optimizer_async(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[LoadWeightsResponse]:
+        return self.load_state_with_optimizer(path, weights_access_token)
 
     def save_weights_for_sampler(
         self,
@@ -190,25 +213,73 @@ class TrainingClient:
     ) -> APIFuture[SaveWeightsForSamplerResponse]:
         return self.save_weights_for_sampler(name, ttl_seconds, user_metadata)
 
+    def save_weights_external(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        age_encryption_recipients: list[str] | None = None,
+    ) -> APIFuture[SaveWeightsExternalResponse]:
+        """A PEFT adapter to fetch by links (`RestClient.get_external_weights_urls`).
+
+        With recipients (age or SSH public keys) only they can read its files.
+        """
+        return self._op(
+            "/save_weights_external",
+            SaveWeightsExternalResponse,
+            path=name,
+            ttl_seconds=ttl_seconds,
+            age_encryption_recipients=age_encryption_recipients,
+        )
+
+    async def save_weights_external_async(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        age_encryption_recipients: list[str] | None = None,
+    ) -> APIFuture[SaveWeightsExternalResponse]:
+        return self.save_weights_external(name, ttl_seconds, age_encryption_recipients)
+
     def save_weights_and_get_sampling_client(
-        self, name: str | None = None
+        self,
+        name: str | None = None,
+        *,
+        record_stability_info: bool = False,
+        kind: SamplingClientKind = "snapshot",
     ) -> ClientFuture[SamplingClient]:
         """A sampler of the weights as they are at this point of the run.
 
-        Named, the weights are also kept as the checkpoint `sampler_weights/<name>`.
+        Named, the weights are also kept as the checkpoint `sampler_weights/<name>`. An `inflight`
+        sampler goes on with the weights of every later inflight save of the run.
         """
-        return ClientFuture(start_lasting(self._sampler(name)))
+        if name is not None and kind != "snapshot":
+            raise ValueError("name: inflight weights are not kept under a name; leave one out.")
+        return ClientFuture(start_lasting(self._sampler(name, kind, record_stability_info)))
 
     async def save_weights_and_get_sampling_client_async(
-        self, name: str | None = None
+        self,
+        name: str | None = None,
+        *,
+        record_stability_info: bool = False,
+        kind: SamplingClientKind = "snapshot",
     ) -> SamplingClient:
-        return await self.save_weights_and_get_sampling_client(name)
+        return await self.save_weights_and_get_sampling_client(
+            name, record_stability_info=record_stability_info, kind=kind
+        )
 
-    def create_sampling_client(self, model_path: str) -> ClientFuture[SamplingClient]:
-        return ClientFuture(start(SamplingClient.create(self._session, model_path=model_path)))
+    def create_sampling_client(
+        self, model_path: str, *, record_stability_info: bool = False
+    ) -> ClientFuture[SamplingClient]:
+        made = SamplingClient.create(
+            self._session, model_path=model_path, record_stability_info=record_stability_info
+        )
+        return ClientFuture(start(made))
 
-    async def create_sampling_client_async(self, model_path: str) -> SamplingClient:
-        return await self.create_sampling_client(model_path)
+    async def create_sampling_client_async(
+        self, model_path: str, *, record_stability_info: bool = False
+    ) -> SamplingClient:
+        return await self.create_sampling_client(
+            model_path, record_stability_info=record_stability_info
+        )
 
     def get_info(self) -> GetInfoResponse:
         return self._info
@@ -289,17 +360,34 @@ class TrainingClient:
             request_id = _request_id(await self._transport.post(path, addressed))
         return msgspec.json.decode(await self._transport.result(request_id), type=answer)
 
-    async def _sampler(self, name: str | None) -> SamplingClient:
+    def _load(
+        self, path: str, weights_access_token: str | None, optimizer: bool
+    ) -> APIFuture[LoadWeightsResponse]:
+        return self._op(
+            "/load_weights",
+            LoadWeightsResponse,
+            path=path,
+            optimizer=optimizer,
+            weights_access_token=weights_access_token,
+        )
+
+    async def _sampler(self, name: str | None, kind: str, record: bool) -> SamplingClient:
         if name is not None:
             saved = await self._run_op(
                 "/save_weights_for_sampler", SaveWeightsForSamplerResponse, {"path": name}
             )
-            return await SamplingClient.create(self._session, model_path=saved.path)
+            return await SamplingClient.create(
+                self._session, model_path=saved.path, record_stability_info=record
+            )
         number = next(self._session.sampler_numbers)
-        made = await self._run_op(
-            "/save_weights_for_sampler", _UnnamedSampler, {"sampling_session_seq_id": number}
+        asked = {"sampling_session_seq_id": number, "kind": kind}
+        made = await self._run_op("/save_weights_for_sampler", _UnnamedSampler, asked)
+        return SamplingClient(
+            self._transport,
+            made.sampling_session_id,
+            self._info.model_name,
+            record_stability_info=record,
         )
-        return SamplingClient(self._transport, made.sampling_session_id, self._info.model_name)
 
     def _next_seq_id(self) -> int:
         self._last_seq_id += 1
@@ -324,7 +412,7 @@ def _with_zero_weights(datum: Datum) -> Datum:
         raise ValueError("loss_fn_inputs.target_tokens: a custom loss needs it in every datum.")
     targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
     weights = np.zeros(targets.shape, np.float32)
-    return Datum(datum.model_input, {"target_tokens": targets, "weights": weights})
+    return replace(datum, loss_fn_inputs={"target_tokens": targets, "weights": weights})
 
 
 def _loss_gradients(

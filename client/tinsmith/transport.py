@@ -60,9 +60,14 @@ class Transport:
             follow_redirects=True,
         )
 
-    async def post(self, path: str, body: object) -> bytes:
+    async def post(
+        self, path: str, body: object, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         content = msgspec.json.encode(body)
-        return (await self._until_answered(self._calls, "POST", path, content, JSON)).content
+        answer = await self._until_answered(
+            self._calls, "POST", path, content, JSON, headers=headers
+        )
+        return answer.content
 
     async def post_message(self, path: str, message: bytes) -> bytes:
         return (await self._until_answered(self._calls, "POST", path, message, PROTOBUF)).content
@@ -70,8 +75,10 @@ class Transport:
     async def get(self, path: str) -> bytes:
         return (await self._until_answered(self._calls, "GET", path)).content
 
-    async def delete(self, path: str) -> None:
-        await self._until_answered(self._calls, "DELETE", path)
+    async def send(self, method: str, path: str, body: object = None) -> None:
+        """A change of which only the success is of interest."""
+        content = None if body is None else msgspec.json.encode(body)
+        await self._until_answered(self._calls, method, path, content)
 
     async def poll(self, path: str, body: object) -> bytes:
         """A request that the service may hold for half a minute."""
@@ -99,14 +106,17 @@ class Transport:
         content: bytes | None = None,
         content_type: str = JSON,
         accept: str = JSON,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         """Repeats what may pass by itself: every request carries its own idempotency key."""
-        headers = {"Accept": accept} | ({"Content-Type": content_type} if content else {})
+        sent = {"Accept": accept, **(headers or {})}
+        if content:
+            sent["Content-Type"] = content_type
         started = asyncio.get_running_loop().time()
         for delay_seconds in _delays():
             failure: APIError
             try:
-                answer = await pool.request(method, path, content=content, headers=headers)
+                answer = await pool.request(method, path, content=content, headers=sent)
             except httpx.TransportError as error:
                 failure = self._connection_error(error)
             else:

@@ -4,7 +4,7 @@ Legend: N tokens of one datum, K candidates per position.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,54 +12,129 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from tinsmith.protocol.bodies import AdamParams as AdamParams
+from tinsmith.optimizers import AdamOptimizerConfig as AdamOptimizerConfig
+from tinsmith.optimizers import AdamParams as AdamParams
+from tinsmith.optimizers import DimuonOptimizerConfig as DimuonOptimizerConfig
+from tinsmith.optimizers import DimuonParams as DimuonParams
+from tinsmith.optimizers import OptimParams as OptimParams
 from tinsmith.protocol.bodies import Capabilities as GetServerCapabilitiesResponse
 from tinsmith.protocol.bodies import Checkpoint as Checkpoint
 from tinsmith.protocol.bodies import Checkpoints as CheckpointsListResponse
 from tinsmith.protocol.bodies import Cursor as Cursor
 from tinsmith.protocol.bodies import LoraConfig as LoraConfig
 from tinsmith.protocol.bodies import ModelData as ModelData
-from tinsmith.protocol.bodies import RunInfo as GetInfoResponse
+from tinsmith.protocol.bodies import RunInfo, WeightsInfo
 from tinsmith.protocol.bodies import Sampler as GetSamplerResponse
 from tinsmith.protocol.bodies import SamplingParams as SamplingParams
 from tinsmith.protocol.bodies import SupportedModel as SupportedModel
 from tinsmith.protocol.bodies import TrainingRun as TrainingRun
 from tinsmith.protocol.bodies import TrainingRuns as TrainingRunsResponse
-from tinsmith.protocol.bodies import WeightsInfo as WeightsInfoResponse
+from tinsmith.protocol.download_bodies import FileUrls as ExternalWeightsUrlsResponse
+from tinsmith.protocol.report_bodies import AuditLog as AuditLogResponse
+from tinsmith.protocol.report_bodies import AuditLogEntry as AuditLogEntry
+from tinsmith.protocol.report_bodies import StorageReport as CurrentCheckpointStorageUsageResponse
+from tinsmith.protocol.session_bodies import AccessibleSessions as AccessibleSearchOwner
+from tinsmith.protocol.session_bodies import AreActive as ActiveSessionStatusQuery
+from tinsmith.protocol.session_bodies import AreCancelled as CancelledSessionStatusQuery
+from tinsmith.protocol.session_bodies import AreFailed as FailedSessionStatusQuery
+from tinsmith.protocol.session_bodies import AreFinished as ClientFinishedSessionStatusQuery
+from tinsmith.protocol.session_bodies import FoundSessions as SessionSearchResponse
+from tinsmith.protocol.session_bodies import OwnSessions as OwnSearchOwner
+from tinsmith.protocol.session_bodies import SearchCursor as SessionSearchCursor
+from tinsmith.protocol.session_bodies import SearchSessions as SessionSearchRequest
+from tinsmith.protocol.session_bodies import SessionInfo as GetSessionResponse
+from tinsmith.protocol.session_bodies import Sessions as ListSessionsResponse
+from tinsmith.protocol.session_bodies import SessionsOf as UserSearchOwner
+from tinsmith.protocol.session_bodies import SessionSummary as SessionSummary
+from tinsmith.report_types import BillingUsageEvent as BillingUsageEvent
+from tinsmith.report_types import BillingUsageResponse as BillingUsageResponse
+from tinsmith.report_types import CheckpointBillingEvent as CheckpointBillingEvent
+from tinsmith.report_types import SamplingPrefillBillingEvent as SamplingPrefillBillingEvent
+from tinsmith.report_types import SamplingSampleBillingEvent as SamplingSampleBillingEvent
+from tinsmith.report_types import StorageBillingEvent as StorageBillingEvent
+from tinsmith.report_types import TrainingBillingEvent as TrainingBillingEvent
+from tinsmith.report_types import WhoamiResponse as WhoamiResponse
+from tinsmith.spans import PromptProvenanceSpan as PromptProvenanceSpan
+from tinsmith.spans import ProvenanceSpans, check_tiling
+from tinsmith.spans import SampledProvenanceSpan as SampledProvenanceSpan
 
 __all__ = [
+    "AccessibleSearchOwner",
+    "ActiveSessionStatusQuery",
+    "AdamOptimizerConfig",
     "AdamParams",
+    "AuditLogEntry",
+    "AuditLogResponse",
+    "BillingUsageEvent",
+    "BillingUsageResponse",
+    "CancelledSessionStatusQuery",
     "Checkpoint",
+    "CheckpointBillingEvent",
     "CheckpointsListResponse",
+    "ClientFinishedSessionStatusQuery",
+    "CurrentCheckpointStorageUsageResponse",
     "Cursor",
     "Datum",
+    "DimuonOptimizerConfig",
+    "DimuonParams",
     "EncodedTextChunk",
+    "ExternalWeightsUrlsResponse",
+    "FailedSessionStatusQuery",
     "ForwardBackwardOutput",
     "GetInfoResponse",
     "GetSamplerResponse",
     "GetServerCapabilitiesResponse",
+    "GetSessionResponse",
+    "ListSessionsResponse",
     "LoadWeightsResponse",
     "LoraConfig",
     "LossFnType",
     "ModelData",
     "ModelInput",
+    "OptimParams",
     "OptimStepResponse",
+    "OwnSearchOwner",
+    "PromptAltTokens",
+    "PromptProvenanceSpan",
     "SampleResponse",
+    "SampledProvenanceSpan",
     "SampledSequence",
+    "SamplingClientKind",
     "SamplingParams",
+    "SamplingPrefillBillingEvent",
+    "SamplingSampleBillingEvent",
+    "SaveWeightsExternalResponse",
     "SaveWeightsForSamplerResponse",
     "SaveWeightsResponse",
+    "SessionSearchCursor",
+    "SessionSearchRequest",
+    "SessionSearchResponse",
+    "SessionSummary",
     "StopReason",
+    "StorageBillingEvent",
     "SupportedModel",
     "TensorData",
     "TopkLogprobs",
+    "TrainingBillingEvent",
     "TrainingRun",
     "TrainingRunsResponse",
+    "UserSearchOwner",
     "WeightsInfoResponse",
+    "WhoamiResponse",
 ]
 
 Array = npt.NDArray[Any]
-LossFnType = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"]
+LossFnType = Literal[
+    "cross_entropy",
+    "importance_sampling",
+    "ppo",
+    "cispo",
+    "dro",
+    "gspo",
+    "stable_reinforce",
+    "custom",
+]
+SamplingClientKind = Literal["snapshot", "inflight"]
 StopReason = Literal["length", "stop"]
 TensorDtype = Literal["int64", "float32"]
 _NUMPY: dict[str, type[np.generic]] = {"int64": np.int64, "float32": np.float32}
@@ -168,10 +243,26 @@ class Datum:
 
     model_input: ModelInput
     loss_fn_inputs: Mapping[str, Any] = field(default_factory=dict)
+    model_input_spans: ProvenanceSpans | None = None
+    loss_fn_input_spans: ProvenanceSpans | None = None
 
     def __post_init__(self) -> None:
+        if (self.model_input_spans is None) != (self.loss_fn_input_spans is None):
+            raise ValueError(
+                "Datum: give model_input_spans and loss_fn_input_spans, or neither of them."
+            )
         tensors = {name: _tensor(name, value) for name, value in self.loss_fn_inputs.items()}
         object.__setattr__(self, "loss_fn_inputs", tensors)
+
+    def with_provenance(
+        self, model_input: ProvenanceSpans, loss_fn_inputs: ProvenanceSpans
+    ) -> "Datum":
+        """A copy that says where its input tokens and its targets came from."""
+        check_tiling(model_input, self.model_input.length, "model_input")
+        if "target_tokens" in self.loss_fn_inputs:
+            num_targets = len(self.loss_fn_inputs["target_tokens"].to_numpy())
+            check_tiling(loss_fn_inputs, num_targets, "loss_fn_inputs")
+        return replace(self, model_input_spans=model_input, loss_fn_input_spans=loss_fn_inputs)
 
 
 def _tensor(name: str, value: Any) -> TensorData:
@@ -200,6 +291,19 @@ class ForwardBackwardOutput:
     metrics: dict[str, float]
 
 
+class ChosenOptimizer(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    type: str
+    version: int | None = None
+
+
+class GetInfoResponse(RunInfo, kw_only=True, frozen=True):
+    optimizer_config: ChosenOptimizer  # type: ignore[assignment]  # the service writes any dict
+
+
+class WeightsInfoResponse(WeightsInfo, kw_only=True, frozen=True):
+    optimizer_config: ChosenOptimizer  # type: ignore[assignment]
+
+
 class OptimStepResponse(msgspec.Struct, kw_only=True, frozen=True):
     metrics: dict[str, float] | None = None
 
@@ -209,6 +313,10 @@ class SaveWeightsResponse(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class SaveWeightsForSamplerResponse(msgspec.Struct, kw_only=True, frozen=True):
+    path: str
+
+
+class SaveWeightsExternalResponse(msgspec.Struct, kw_only=True, frozen=True):
     path: str
 
 
@@ -257,12 +365,21 @@ class SampledSequence:
 
 
 @dataclass(frozen=True)
+class PromptAltTokens:
+    """Draws at every prompt position after the first: two [length - 1, k] tensors."""
+
+    tokens: TensorData
+    logprobs: TensorData
+
+
+@dataclass(frozen=True)
 class SampleResponse:
     sequences: Sequence[SampledSequence]
     prompt_logprobs_np: Array | None = field(default=None, repr=False)
     topk_prompt_logprobs_np: TopkLogprobs | None = field(default=None, repr=False)
     prompt_cache_hit_tokens: int = 0
     target_prompt_logprobs: TensorData | None = None
+    prompt_alt_tokens: PromptAltTokens | None = None
 
     @cached_property
     def prompt_logprobs(self) -> list[float | None] | None:

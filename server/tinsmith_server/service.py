@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from tinsmith_server.accounts.allowances import Allowances
 from tinsmith_server.accounts.limits import LimitBook
+from tinsmith_server.accounts.oidc import Provider
 from tinsmith_server.auth import Caller, KeyRing
 from tinsmith_server.background.jobs import BackgroundJobs
 from tinsmith_server.bus import Bus
@@ -48,6 +49,7 @@ class Service:
     feed: TokenFeed = field(init=False)
     vocabularies: Vocabularies = field(init=False)
     openai_sessions: OpenAISessions = field(init=False)
+    oidc: Provider | None = field(init=False)
     _loose: set[asyncio.Task[None]] = field(default_factory=set)
     jobs: BackgroundJobs = field(init=False)
     _chores: list[asyncio.Task[None]] = field(default_factory=list)
@@ -73,6 +75,7 @@ class Service:
         self.feed = TokenFeed(self.bus)
         self.vocabularies = Vocabularies(self.storage)
         self.openai_sessions = openai_sessions(self.db)
+        self.oidc = Provider(self.settings.oidc) if self.settings.oidc else None
         self.jobs = BackgroundJobs(self.settings.redis_url)
 
     @classmethod

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from tinsmith_server.accounts.oidc_settings import OidcSettings
 from tinsmith_server.limits import DEFAULT_CAPS, Limits, QueueCaps, queue_limits
 from tinsmith_server.usage.prices import UNPRICED, Prices
 
@@ -50,6 +51,8 @@ class Settings:
     """What a scraper on another machine sends as a bearer token; without it, none is served."""
     allow_http: bool = False
     """Whether the API and the console may be reached in the clear over a network that is trusted."""
+    oidc: OidcSettings | None = None
+    """The provider that people may sign in at, if there is one."""
     prices: Prices = UNPRICED
     model_aliases: Mapping[str, str] = field(default_factory=dict)
     """Short names of the OpenAI-compatible endpoint, for base models and checkpoints."""
@@ -107,6 +110,7 @@ class Settings:
             tls_key=_file(environment, "TLS_KEY"),
             metrics_token=environment.get("TINSMITH_METRICS_TOKEN") or None,
             allow_http=bool(_whole(environment, "ALLOW_HTTP", 0)),
+            oidc=_oidc(environment),
             prices=_prices(environment),
             model_aliases=_aliases(environment.get("TINSMITH_MODEL_ALIASES", "")),
             stable_reinforce=bool(_whole(environment, "STABLE_REINFORCE", 1)),
@@ -149,6 +153,13 @@ def _prices(environment: Mapping[str, str]) -> Prices:
         return Prices.parse(environment.get("TINSMITH_PRICES", ""))
     except ValueError as error:
         raise SettingsError(f"TINSMITH_PRICES: {error}") from None
+
+
+def _oidc(environment: Mapping[str, str]) -> OidcSettings | None:
+    try:
+        return OidcSettings.parse(environment)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _aliases(text: str) -> dict[str, str]:

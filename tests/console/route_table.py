@@ -29,6 +29,8 @@ ANYBODY = {
     "POST /invitation": "whoever holds the link",
     "GET /sign-in": "anybody",
     "POST /sign-in": "whoever knows the password",
+    "GET /sign-in/provider": "anybody; leads to the provider of TINSMITH_OIDC_ISSUER",
+    "GET /sign-in/provider/callback": "the browser that left for the provider, once",
     "GET /static/{digest}/{name}": "anybody; scripts and styles",
     "GET /openapi.json": "anybody; how to call the API",
     "GET /metrics": "the machine itself, or whoever holds TINSMITH_METRICS_TOKEN",

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
+import tinker as official_sdk
+import tinsmith
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -81,6 +84,13 @@ def save_tiny(folder: Path, seed: int) -> Path:
     backend.pre_tokenizer = Whitespace()
     TokenizersBackend(tokenizer_object=backend, unk_token="w2").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", params=[official_sdk, tinsmith], ids=["sdk", "tinsmith"])
+def tinker(request: pytest.FixtureRequest) -> ModuleType:
+    """What a test that asks for it runs with: the official SDK, then our own client."""
+    module: ModuleType = request.param
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import httpx
 import numpy as np
 import pytest
 import tinker as official_sdk
-import tinsmith
 import torch
 import zstandard
 from tinsmith.protocol import wire_pb2 as pb
@@ -23,12 +22,6 @@ from tests.contract.conftest import BASE_MODEL, CONTEXT, SECOND_MODEL, VOCAB, Se
 from tests.contract.recording_proxy import recording_proxy
 
 TOKENS = [5, 9, 14, 3, 22, 41, 8, 17]
-
-
-@pytest.fixture(scope="module", params=[official_sdk, tinsmith], ids=["sdk", "tinsmith"])
-def tinker(request: pytest.FixtureRequest) -> ModuleType:
-    module: ModuleType = request.param
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -328,9 +321,8 @@ def test_a_bad_optimizer_setting_is_refused_by_name(tinker: ModuleType, client: 
     run = client.create_lora_training_client(BASE_MODEL, seed=1).result(60)
     with pytest.raises(tinker.RequestFailedError, match="eps"):
         run.optim_step(adam(tinker, 1e-3, eps=-1.0)).result(60)
-    if tinker is official_sdk:  # our client has no class for it
-        with pytest.raises(tinker.RequestFailedError, match="dimuon"):
-            run.optim_step(tinker.types.DimuonParams(learning_rate=1e-3)).result(60)
+    with pytest.raises(tinker.RequestFailedError, match="dimuon"):
+        run.optim_step(tinker.types.DimuonParams(learning_rate=1e-3)).result(60)
     assert train(tinker, run, 1)[0] > 0
 
 

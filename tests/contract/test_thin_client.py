@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 
+import httpx
 import pytest
 import tinsmith
 from tinsmith import types
@@ -90,6 +92,61 @@ def test_a_cancelled_sample_leaves_its_neighbours_alone(client: tinsmith.Service
     with pytest.raises(CancelledError):
         futures[-1].result(60)
     assert all(len(future.result(60).sequences) == 64 for future in futures[:-1])
+
+
+_CLONE = """
+import pickle, sys, tinsmith
+sampler = pickle.load(sys.stdin.buffer)
+params = tinsmith.SamplingParams(max_tokens=4, temperature=0.0, stop=[])
+for _ in range(2):
+    answer = sampler.sample(tinsmith.ModelInput.from_ints([4, 7]), 1, params).result(60)
+    print(answer.sequences[0].sequence_id, *answer.sequences[0].tokens)
+"""
+
+
+def test_a_pickled_sampler_samples_the_same_under_numbers_of_its_own(
+    client: tinsmith.ServiceClient, service: Service
+) -> None:
+    run = client.create_lora_training_client(BASE_MODEL, rank=4, seed=1).result(60)
+    sampler = run.save_weights_and_get_sampling_client().result(60)
+    params = types.SamplingParams(max_tokens=4, temperature=0.0, stop=[])
+    pickled = pickle.dumps(sampler)
+    assert service.api_key.encode() not in pickled
+    said = subprocess.run(
+        [sys.executable, "-c", _CLONE],
+        input=pickled,
+        env=os.environ | {"TINKER_API_KEY": service.api_key},
+        check=True,
+        capture_output=True,
+    )
+    clone = tinsmith.SamplingClient.from_sampler_handle(
+        sampler.get_sampler_handle(), api_key=service.api_key
+    )
+    lines = [line.split() for line in said.stdout.decode().splitlines()]
+    for one in (sampler, clone):
+        [sequence] = one.sample(types.ModelInput.from_ints([4, 7]), 1, params).result(60).sequences
+        lines.append([sequence.sequence_id, *map(str, sequence.tokens)])
+    assert len({id_ for id_, *_ in lines}) == 4
+    assert len({tuple(tokens) for _, *tokens in lines}) == 1
+    stranger = tinsmith.SamplingClient.from_sampler_handle(
+        sampler.get_sampler_handle(), api_key=service.other_key
+    )
+    with pytest.raises(tinsmith.NotFoundError):
+        stranger.sample(types.ModelInput.from_ints([4]), 1, params).result(60)
+    with pytest.raises(ValueError, match="handle"):
+        tinsmith.SamplingClient.from_sampler_handle("nothing")
+
+
+def test_the_console_has_the_pages_that_the_client_names(
+    client: tinsmith.ServiceClient, service: Service
+) -> None:
+    run = client.create_lora_training_client(BASE_MODEL, rank=2, seed=1).result(60)
+    assert run.get_console_url() == f"{service.url}/training_runs/{run.model_id}"
+    session_id = run.model_id.partition(":")[0]
+    assert client.get_console_url() == f"{service.url}/sessions/{session_id}"
+    for page in (run.get_console_url(), client.get_console_url()):
+        answer = httpx.get(page, follow_redirects=False)  # a person who has not signed in
+        assert answer.status_code == 303, answer.text[:200]
 
 
 def test_giving_up_a_wait_undoes_nothing(client: tinsmith.ServiceClient) -> None:

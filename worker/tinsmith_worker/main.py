@@ -18,6 +18,7 @@ from tinsmith.protocol.store_layout import tokenizer_prefix
 from tinsmith_worker.engine.base_model import BaseModel, ModelRefused, load
 from tinsmith_worker.engine.budget import measure
 from tinsmith_worker.engine.sampler import Sampler
+from tinsmith_worker.logs import configure_logs
 from tinsmith_worker.loop import Worker
 from tinsmith_worker.queue import Lease, Queue
 from tinsmith_worker.rest import rest
@@ -40,7 +41,7 @@ _TOKENIZER_FILES = (
 
 
 def main() -> int:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    configure_logs()
     try:
         settings = Settings.from_environment()
         again = work(settings)

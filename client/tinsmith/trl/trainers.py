@@ -97,13 +97,10 @@ class GOLDTrainer(Trainer):
         if theirs is None:
             if teacher.of_the_run or teacher.name == self.base_model:
                 return True
-            theirs = (
-                self._service.create_sampling_client(
-                    **{"model_path" if "://" in teacher.name else "base_model": teacher.name}
-                )
-                .result()
-                .get_tokenizer()
-            )
+            create = self._service.create_sampling_client
+            saved = "://" in teacher.name
+            made = create(teacher.name) if saved else create(base_model=teacher.name)
+            theirs = made.result().get_tokenizer()
         return bool(theirs.get_vocab() == self.processing_class.get_vocab())
 
 

@@ -60,7 +60,7 @@ async def set_up(
         used_at=now(),
     )
     sql.add(used)
-    user = await _new_user(sql, email, name, password, operator=True)
+    user = await new_user(sql, email, name, password, operator=True)
     sql.add(Member(organization_id=organization.id, user_id=user.id, role=Role.OWNER.label))
     audit.record(
         sql, organization.id, None, "organization_member_joined", user_id=user.id, role="owner"
@@ -138,7 +138,7 @@ async def accept(
         raise BadRequest("email: the invitation is for another address.")
     user = await user_of(sql, email)
     if user is None:
-        user = await _new_user(sql, email, name, password)
+        user = await new_user(sql, email, name, password)
     elif not await passwords.matches(user.password_hash, password):
         raise BadRequest("password: it is not the one of this account.")
     if await sql.get(Member, (row.organization_id, user.id)) is not None:
@@ -242,9 +242,10 @@ async def change_password(sql: AsyncSession, user_id: str, old: str, new: str) -
     await sql.execute(delete(ConsoleSession).where(ConsoleSession.user_id == user_id))
 
 
-async def _new_user(
+async def new_user(
     sql: AsyncSession, email: str, name: str, password: str, *, operator: bool = False
 ) -> User:
+    """An account that belongs nowhere yet."""
     user = User(
         id=uuid.uuid4().hex,
         email=checked_email(email),

@@ -6,6 +6,7 @@ from rq import Queue, Worker, get_current_job
 from rq.serializers import JSONSerializer
 
 from tinsmith_server.background.jobs import QUEUE
+from tinsmith_server.logs import configure_logs
 from tinsmith_server.settings import Settings
 
 _log = structlog.get_logger()
@@ -15,6 +16,7 @@ _HEARTBEAT_SECONDS = 10
 
 def run_background(settings: Settings) -> None:
     """Until asked to stop. What a killed one had begun begins again when the next one finds it."""
+    configure_logs()
     redis = Redis.from_url(settings.redis_url)
     queue = Queue(QUEUE, connection=redis, serializer=JSONSerializer)
     worker = Worker(

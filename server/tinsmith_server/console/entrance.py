@@ -98,7 +98,14 @@ async def accept(
 
 @router.get("/sign-in")
 async def sign_in_page(request: Request, service: Served, next: str = "/") -> Response:
-    return page(request, "sign_in.html", next=local_path(next), email="", error=None)
+    return page(
+        request,
+        "sign_in.html",
+        next=local_path(next),
+        email="",
+        error=None,
+        provider=service.oidc is not None,
+    )
 
 
 @router.post("/sign-in")
@@ -120,7 +127,13 @@ async def enter(
     except (Forbidden, TooMany) as error:
         where = local_path(next)
         return page(
-            request, "sign_in.html", error.status, next=where, email=email, error=error.message
+            request,
+            "sign_in.html",
+            error.status,
+            next=where,
+            email=email,
+            error=error.message,
+            provider=service.oidc is not None,
         )
     await throttle.clear(given)
     return _entered(request, secret, next)

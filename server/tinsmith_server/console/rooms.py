@@ -12,12 +12,14 @@ from tinsmith_server.console import (
     playground,
     runs,
     sessions,
+    single_sign_on,
     static_files,
     usage,
 )
 
 ROOMS = (
     entrance,
+    single_sign_on,
     static_files,
     overview,
     runs,

@@ -1,0 +1,96 @@
+"""The way in by an OpenID Connect provider: there with a state, back with a code, each once."""
+
+import hmac
+from urllib.parse import urlsplit
+
+import msgspec
+from fastapi.responses import RedirectResponse, Response
+from starlette.requests import Request
+from tinsmith.protocol.errors import Forbidden, NotFound
+
+from tinsmith_server.accounts import sign_in
+from tinsmith_server.accounts.links import digest, new_secret
+from tinsmith_server.accounts.oidc import Attempt, Provider, new_attempt
+from tinsmith_server.accounts.vouched import user_vouched_for
+from tinsmith_server.console.security import (
+    console_router,
+    is_https,
+    local_path,
+    redirect,
+    session_secret,
+    set_cookie,
+)
+from tinsmith_server.service import Served, Service
+
+router = console_router()
+_CALLBACK = "/sign-in/provider/callback"
+_ATTEMPT_SECONDS = 600
+
+
+@router.get("/sign-in/provider")
+async def leave_for_provider(request: Request, service: Served, next: str = "/") -> Response:
+    provider = _provider(service)
+    attempt, state = new_attempt(local_path(next)), new_secret()
+    address = await provider.address(attempt, state, _redirect_uri(service))
+    data = msgspec.json.encode(attempt)
+    await service.bus.redis.set(_attempt_key(state), data, ex=_ATTEMPT_SECONDS)
+    response = RedirectResponse(address, status_code=303)
+    response.set_cookie(
+        _cookie_name(request),
+        state,
+        max_age=_ATTEMPT_SECONDS,
+        path="/",
+        secure=is_https(request),
+        httponly=True,
+        samesite="lax",
+    )
+    return response
+
+
+@router.get(_CALLBACK)
+async def back_from_provider(
+    request: Request, service: Served, state: str = "", code: str = "", error: str = ""
+) -> Response:
+    """Only the browser that left comes back in: or a link could sign somebody in as someone else."""
+    provider = _provider(service)
+    attempt = await _attempt(request, service, state)
+    if error or not code:
+        raise Forbidden("The sign-in provider did not let you in; sign in again.")
+    who = await provider.identity(attempt, code, _redirect_uri(service))
+    async with service.db.begin() as sql:
+        user = await user_vouched_for(sql, provider.settings, who)
+        secret = await sign_in.open_session(sql, user, None, session_secret(request))
+    response = redirect(attempt.next)
+    set_cookie(request, response, secret)
+    response.delete_cookie(_cookie_name(request), path="/", secure=is_https(request))
+    return response
+
+
+async def _attempt(request: Request, service: Service, state: str) -> Attempt:
+    """Taken out as it is read, so that a state is good once."""
+    mine = request.cookies.get(_cookie_name(request), "")
+    same = hmac.compare_digest(mine.encode(), state.encode())
+    data = await service.bus.redis.getdel(_attempt_key(state)) if state and same else None
+    if data is None:
+        raise Forbidden("This sign-in is over or was begun in another browser; sign in again.")
+    return msgspec.json.decode(data, type=Attempt)
+
+
+def _provider(service: Service) -> Provider:
+    if service.oidc is None:
+        raise NotFound("There is no sign-in provider here; TINSMITH_OIDC_ISSUER names one.")
+    return service.oidc
+
+
+def _redirect_uri(service: Service) -> str:
+    """From the settings, never from the request: whoever sends a Host header chooses nothing."""
+    public = urlsplit(service.settings.public_url or "")
+    return f"{public.scheme}://{public.netloc}{_CALLBACK}"
+
+
+def _attempt_key(state: str) -> str:
+    return f"oidc:{digest(state)}"
+
+
+def _cookie_name(request: Request) -> str:
+    return "__Host-tinsmith-oidc" if is_https(request) else "tinsmith-oidc"

@@ -1,0 +1,100 @@
+"""The service, and a folder in which the cookbook's names resolve offline."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import Service, running_service
+from tests.cookbook.data import write_data
+from tests.cookbook.environments import ROOT, VERSION, package_of, python_of
+from tests.cookbook.models import make_model
+from tests.cookbook.page import Figures
+
+STUDENT = "Qwen/Qwen3-4B-Instruct-2507"
+TEACHER = "Qwen/Qwen3-30B-A3B-Instruct-2507"
+_LIMIT_SECONDS = 400
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe's metrics.jsonl, a row a step."""
+
+    name: str
+    rows: list[dict[str, float]]
+    figures: Figures
+
+    def ends(self, metric: str, count: int = 2) -> tuple[float, float]:
+        """The mean of the first values, and of the last ones."""
+        values = [row[metric] for row in self.rows if metric in row]
+        found = sorted({name for row in self.rows for name in row})
+        assert len(values) >= 2 * count, f"{metric} {len(values)} times among {found}"
+        first, last = sum(values[:count]) / count, sum(values[-count:]) / count
+        self.figures.note(self.name, metric, f"{first:.3f} to {last:.3f} ({len(values)} values)")
+        return first, last
+
+
+@dataclass(frozen=True)
+class Cookbook:
+    service: Service
+    folder: Path
+    """Where recipes run."""
+    figures: Figures
+
+    def python(self, *arguments: str) -> str:
+        """What it printed, stdout and stderr; it must end well."""
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "TINKER_BASE_URL": self.service.url,
+            "TINKER_API_KEY": self.service.api_key,
+            "TINKER_TELEMETRY": "0",
+            "TINKER_COOKBOOK_RUNS_DIR": str(self.folder / "runs"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        done = subprocess.run(
+            [python_of(VERSION), *arguments],
+            env=environment,
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_LIMIT_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-6000:]
+        return done.stdout
+
+    def recipe(self, module: str, log: str, **options: object) -> Run:
+        """Runs it as a user would; the log folder's name is the run's."""
+        words = [f"{name}={value}" for name, value in options.items()]
+        module, path = f"tinker_cookbook.recipes.{module}", self.folder / "logs" / log
+        self.python("-m", module, f"log_path={path}", *words)
+        lines = (path / "metrics.jsonl").read_text().splitlines()
+        return Run(log, [json.loads(line) for line in lines], self.figures)
+
+
+@pytest.fixture(scope="session")
+def cookbook(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterator[Cookbook]:
+    python_of(VERSION)
+    folder, models = tmp_path_factory.mktemp("cookbook"), ROOT / "models"
+    served = {
+        STUDENT: make_model(models / "student", 0, "0123456789"),
+        TEACHER: make_model(models / "teacher", 1, "77789"),
+    }
+    for name, made in served.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(made)
+    write_data(folder, package_of(VERSION))
+    data_dir = tmp_path_factory.mktemp("service")
+    settings = {"TINSMITH_FWDBWD_MAX_CHUNK_LEN": "128", "TINSMITH_MAX_SAMPLING_SLOTS": "64"}
+    with running_service(data_dir, valkey_url, served, TINSMITH_MODEL_ALIASES="", **settings) as up:
+        figures = Figures.read(ROOT / "figures.json")
+        yield Cookbook(up, folder, figures)
+    figures.write_page()
