@@ -42,10 +42,10 @@ TEACHER = "bench/teacher"
 STEPS, CHOOSING_STEPS, PROMPTS, EACH, EVERY = 160, 60, 32, 4, 40
 TOKENS_A_STEP = PROMPTS * EACH * HOPS
 RATES = {
-    "sft": (5e-3, 1e-2, 2e-2),
-    "sampled": (1e-3, 3e-3, 6e-3),
-    "full": (3e-3, 6e-3, 1e-2),
-    "jsd": (3e-3, 6e-3, 1e-2),
+    "sft": (2e-3, 5e-3, 1e-2),
+    "sampled": (1e-3, 2e-3, 4e-3),
+    "full": (2e-3, 5e-3, 1e-2),
+    "jsd": (2e-3, 5e-3, 1e-2),
 }
 FLOORS = {"sft": 8.0, "sampled": 25.0}
 """Points of valid answers by which the full vocabulary has to be ahead."""

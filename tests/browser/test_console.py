@@ -286,6 +286,36 @@ def test_the_keyboard_alone_reaches_the_content_and_the_dialog(watched: Watched)
     expect(page.get_by_role("dialog")).to_be_hidden()
 
 
+def test_limits_are_agreed_on_metered_and_warned_of(watched: Watched) -> None:
+    page = watched.go("/limits")
+    page.get_by_label("Training runs at once", exact=True).fill("50")
+    page.get_by_label("Tokens a month", exact=True).fill("0")
+    page.get_by_role("button", name="Agree").click()
+    expect(page.get_by_text("A limit is reached")).to_be_visible()
+    expect(page.get_by_role("meter")).to_have_count(2)
+    expect(page.get_by_role("meter", name="tokens a month")).to_have_attribute("value", "1.0")
+    watched.go("/usage")
+    expect(page.get_by_text("has used")).to_contain_text("100 % of its tokens a month")
+    page.get_by_role("link", name="All limits").click()
+    page.get_by_label("Tokens a month", exact=True).fill("")
+    page.get_by_role("button", name="Agree").click()
+    expect(page.get_by_text("A limit is reached")).to_have_count(0)
+    expect(page.get_by_role("meter")).to_have_count(1)
+
+
+def test_an_operator_drains_the_worker_and_takes_it_back(watched: Watched) -> None:
+    page = watched.go("/operators")
+    expect(page.get_by_text(" cores").first).to_be_visible()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Drain").click()
+    expect(page.get_by_text("drained", exact=True)).to_be_visible(timeout=30_000)
+    watched.go("/")
+    expect(page.get_by_text("No worker is up")).to_be_visible()
+    watched.go("/operators")
+    page.get_by_role("button", name="Take").click()
+    expect(page.get_by_role("button", name="Drain")).to_be_visible(timeout=60_000)
+
+
 def test_a_stranger_sees_the_door_alone(chromium: Browser, service: Service, story: Story) -> None:
     context = chromium.new_context()
     page = context.new_page()

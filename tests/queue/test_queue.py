@@ -141,6 +141,34 @@ def test_a_worker_that_withdraws_leaves_its_runs_to_the_next(ends: Ends) -> None
     assert second.adopt_orphans([BASE]) == set()
 
 
+def test_a_run_that_begins_while_its_worker_withdraws_finds_a_home_too(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ends.worker("a")
+    leave = first.redis.zrem
+
+    def late(*names: str) -> object:
+        ends.submit(0)
+        return leave(*names)
+
+    monkeypatch.setattr(first.redis, "zrem", late)
+    first.withdraw([BASE])
+    assert ends.worker("b").adopt_orphans([BASE]) == {RUN}
+
+
+def test_a_worker_is_asked_to_leave_rests_and_is_taken_back(ends: Ends) -> None:
+    worker = ends.worker("a")
+    assert not worker.asked_to_leave()
+    worker.redis.set(keys.drain("a"), b"1", ex=60)
+    assert worker.asked_to_leave()
+    assert worker.rests()
+    assert worker.redis.zrange(keys.DRAINED, 0, -1) == [b"a"]
+    assert worker.redis.ttl(keys.drain("a")) > 60, "it rests for as long as nobody takes it back"
+    worker.redis.delete(keys.drain("a"))
+    assert not worker.rests()
+    assert worker.redis.zrange(keys.DRAINED, 0, -1) == []
+
+
 def test_a_tombstone_is_stepped_over_while_earlier_ops_still_run(ends: Ends) -> None:
     worker = ends.worker("a")
     ends.submit(0, 1)
