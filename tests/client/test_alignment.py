@@ -63,12 +63,14 @@ def test_the_loss_between_vocabularies_is_told_what_the_teacher_reads() -> None:
         spelled, members = "teacher", [0]
 
         def __getitem__(self, _: int) -> Any:
-            return SimpleNamespace(same_tokens=True, sequence=lambda one: one.tokens)
+            return SimpleNamespace(
+                same_tokens=True, sequence=lambda one: one.tokens, align=lambda one: None
+            )
 
     student: Any = SimpleNamespace(types=types)
     rollout = Rollout([9, 8], [1, 2], [-0.5, -0.5])
     for loss, sent in (("x_distill_uld", True), ("x_distill_jsd", False)):
         staff: Any = Staff()
-        [datum] = ServedSignal(None, student, staff, loss, {}).data([rollout])
+        [datum] = ServedSignal(None, student, staff, loss, {"mode": "gold"}).data([rollout])
         assert ("teacher_tokens" in datum.loss_fn_inputs) is sent
         assert datum.loss_fn_inputs["weights"].tolist() == [0.0, 0.5, 0.5]
