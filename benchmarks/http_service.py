@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 from redis import Redis
 from tinsmith.protocol import keys
+from tinsmith_server.accounts.keys import KeyTerms
 from tinsmith_server.cli.keys import create_key
 from tinsmith_server.embedded.process import start_process, stop_process
 from tinsmith_server.embedded.valkey import start_valkey
@@ -99,7 +100,7 @@ def running_service(
         **settings,
     }
     told = Settings.from_environment(environment)
-    api_key, small_key = create_key(told, "load", "load"), create_key(told, "small", "small")
+    api_key, small_key = (create_key(told, KeyTerms(name=name), name) for name in ("load", "small"))
     started: list[subprocess.Popen[bytes]] = []
     try:
         processes = {"client": psutil.Process(), "valkey": psutil.Process(valkey.pid)}
