@@ -136,7 +136,7 @@ def test_training_brings_the_student_to_its_teacher(client: tinker.ServiceClient
         ({"teacher": "base|self"}, "teacher_index"),
         ({"teacher": "ema:2"}, "ema"),
         ({"teacher": "base", "return": "everything"}, "return"),
-        ({"teacher": "base", "resolved_teachers": "[]", "beta": 2.0}, "from 0 to 1"),
+        ({"teacher": "base", "resolved_teachers": "[]"}, "resolved_teachers"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_name(
@@ -160,6 +160,19 @@ def test_another_tenants_checkpoint_is_as_absent_as_none(
             run.forward_backward(data(), "x_distill_jsd", {"teacher": path}).result(60)
         said.append(str(raised.value).replace(path, ""))
     assert "tinker://" not in said[0]
+
+
+@pytest.mark.parametrize("loss", ["x_distill_jsd", "cross_entropy"])
+def test_no_client_writes_what_the_service_finds_of_teachers(
+    client: tinker.ServiceClient, loss: str
+) -> None:
+    run = new_run(client)
+    config: Any = {"resolved_teachers": '[{"name":"a","base_model":"b","prefix":"c"}]'}
+    if loss == "x_distill_jsd":
+        config["teacher"] = "base"
+    with pytest.raises(tinker.RequestFailedError, match=r"loss_fn_config\.resolved_teachers"):
+        run.forward_backward(data(), loss, config).result(60)
+    run.forward_backward(data(), "x_distill_jsd", {"teacher": "base"}).result(60)
 
 
 def test_the_losses_can_be_asked_for(service: Service) -> None:

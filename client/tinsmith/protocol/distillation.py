@@ -14,7 +14,7 @@ from tinsmith.protocol.errors import BadRequest
 LOSS_VERSIONS = {"x_distill_jsd": 1, "x_distill_uld": 1, "x_distill_pg": 1}
 """Offered losses, and the version of what each computes."""
 TEACHERS_KEY = "resolved_teachers"
-"""The API process's own entry of loss_fn_config; what a client writes there is replaced."""
+"""The API process's own entry of loss_fn_config, refused where a client writes it."""
 MAX_TEACHERS = 16
 _EMA = re.compile(r"ema:([0-9.eE+-]+)(?::([0-9]+))?")
 

@@ -6,7 +6,7 @@ inside the request, so that the log from which a run is rebuilt holds all there 
 
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.distillation import TEACHERS_KEY, Teacher, encode_teachers, names, own
-from tinsmith.protocol.errors import NotFound
+from tinsmith.protocol.errors import BadRequest, NotFound
 from tinsmith.protocol.paths import TinkerPath
 
 from tinsmith_server.auth import Caller
@@ -14,6 +14,14 @@ from tinsmith_server.checkpoints import repository as checkpoints
 from tinsmith_server.db import TrainingRun
 from tinsmith_server.models.routes import model_card
 from tinsmith_server.service import Service
+
+
+def refuse_resolved(message: pb.ForwardBackwardRequest) -> None:
+    """Facts are found here alone: a client's own could name a stranger's weights, under any loss."""
+    if TEACHERS_KEY in message.loss_fn_config_v2 or TEACHERS_KEY in message.loss_fn_config:
+        raise BadRequest(
+            f"loss_fn_config.{TEACHERS_KEY}: this is the service's own entry; name teachers in `teacher`."
+        )
 
 
 async def with_teachers(

@@ -34,7 +34,7 @@ from tinsmith_server.auth import Caller, User
 from tinsmith_server.checkpoints import repository as checkpoints
 from tinsmith_server.db import TrainingRun
 from tinsmith_server.losses import routes as custom_losses
-from tinsmith_server.losses.teachers import with_teachers
+from tinsmith_server.losses.teachers import refuse_resolved, with_teachers
 from tinsmith_server.models.routes import model_card
 from tinsmith_server.runs import repository
 from tinsmith_server.runs.json_forward import JsonForwardBackward, to_message
@@ -224,6 +224,7 @@ async def _with_loss(
     service: Service, user: Caller, run: TrainingRun, message: pb.ForwardBackwardRequest, raw: bytes
 ) -> bytes:
     """The request with whatever its loss needs from here."""
+    refuse_resolved(message)
     if message.loss_fn == custom_losses.CUSTOM:
         return await custom_losses.with_graph(service, user, run, message, raw)
     if message.loss_fn in LOSS_VERSIONS:
