@@ -23,6 +23,7 @@ from tinsmith.protocol.bodies import Completion
 from tinsmith.protocol.errors import BadRequest, NotFound, TooMany
 from tinsmith.protocol.jobs import Content, Job, Kind, ModelCard, Result, failure
 from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
+from tinsmith.protocol.scripts import script
 
 from tinsmith_server.limits import Bounds, Refusal
 
@@ -59,9 +60,7 @@ class Bus:
         self._heard_at = time.monotonic()
 
     def _script(self, *parts: str) -> Any:
-        return self.redis.register_script(
-            "\n".join((_SCRIPTS / f"{part}.lua").read_text() for part in parts)
-        )
+        return self.redis.register_script(script(_SCRIPTS, *parts))
 
     async def start(self) -> None:
         """Begin to follow the streams, from now on: whoever asks later looks before it waits."""

@@ -23,6 +23,7 @@ from redis.retry import Retry
 from tinsmith.protocol import keys
 from tinsmith.protocol.jobs import DrawnToken, Job, Kind, ModelCard, Result
 from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
+from tinsmith.protocol.scripts import script
 
 from tinsmith_worker.usage import sample_usage
 
@@ -116,8 +117,7 @@ class Queue:
         self._ctl_last = "0"
         self._cards: list[ModelCard] = []
         for name, parts in _PARTS.items():
-            text = "\n".join((_SCRIPTS / f"{part}.lua").read_text() for part in parts)
-            setattr(self, f"_{name}", self.redis.register_script(text))
+            setattr(self, f"_{name}", self.redis.register_script(script(_SCRIPTS, *parts)))
 
     def _run(self, script: str, *args: object) -> Any:
         return getattr(self, f"_{script}")(keys=[], args=list(args))
