@@ -1,6 +1,7 @@
 """Four ways to learn from a teacher, through the service, at equal student tokens.
 
-    python -m benchmarks.distill             # writes docs/distillation.md's table and docs/distill.png
+    python -m benchmarks.distill             # docs/distillation.md's table and curves; goes on where it stopped
+    python -m benchmarks.distill --page      # both again from benchmarks/results/distill.json
     python -m benchmarks.distill --quick     # a few steps of everything, recorded nowhere
 
 sft:     the teacher answers, the student imitates (cross_entropy).
@@ -9,51 +10,43 @@ sampled: the student answers; each token's advantage is log q - log p (importanc
 full:    the student answers; reverse KL over the whole vocabulary (x_distill_jsd, beta 1).
 jsd:     the same with the Jensen-Shannon divergence (beta 0.5).
 
-Learning rates are chosen per method on known questions with seed 0, which is not reported; seeds 1 to 3
-are. What is scored are questions that no student was trained on; the figure for known questions stands
-beside it.
+Learning rates are chosen per method, from one grid, on known questions with seed 0, which is not
+reported; seeds 1 to 3 are. What is scored are questions that no student was trained on; the figure for
+known questions stands beside it.
 """
 
 import argparse
+import contextlib
 import json
 import random
-import re
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import tinsmith
-from matplotlib import pyplot
 from tinsmith import types
 
+from benchmarks import distill_page as page
 from benchmarks.harness import RESULTS, Row, finish, one_thread
-from benchmarks.http_service import running_service
-from benchmarks.routes import HOPS, Question, Routes, make_bases, prompt, share_valid
+from benchmarks.http_service import Service, Spent, running_service
+from benchmarks.kept import Kept
+from benchmarks.routes import HOPS, Question, Routes, make_bases, prompt, settings, share_valid
 from tests.contract.conftest import BASE_MODEL as STUDENT
 
-matplotlib.use("Agg")
 TEACHER = "bench/teacher"
-STEPS, CHOOSING_STEPS, PROMPTS, EACH, EVERY = 160, 60, 32, 4, 40
+STEPS, CHOOSING_STEPS, PROMPTS, EACH, EVERY = 320, 160, 16, 4, 64
 TOKENS_A_STEP = PROMPTS * EACH * HOPS
-RATES = {
-    "sft": (2e-3, 5e-3, 1e-2),
-    "sampled": (1e-3, 2e-3, 4e-3),
-    "full": (2e-3, 5e-3, 1e-2),
-    "jsd": (2e-3, 5e-3, 1e-2),
-}
+RATES = (1e-3, 2e-3, 4e-3)
 FLOORS = {"sft": 8.0, "sampled": 25.0}
 """Points of valid answers by which the full vocabulary has to be ahead."""
 CHOOSING_SEED, SEEDS = 0, (1, 2, 3)
-PARALLEL = 6
+PARALLEL = 12
 RANK = 32
-PAGE = Path(__file__).parents[1] / "docs" / "distillation.md"
-MARKED = re.compile(r"(<!-- routes -->).*?(<!-- end routes -->)", re.DOTALL)
+RESULT = RESULTS / "distill.json"
 
 
 @dataclass
@@ -70,24 +63,41 @@ class Curve:
     residual: float = 0.0
     """KL(student|teacher) in nats per token of the student's own held-out answers, at the end."""
 
+    def __str__(self) -> str:
+        held_out = f"held out {self.score:6.1%}, " if self.held_out else ""
+        return f"{self.method:8} rate {self.rate:<7g} seed {self.seed}: valid {held_out}known {self.known:6.1%}"
+
     @property
     def score(self) -> float:
         return self.held_out[-1]
 
 
 class Bench:
-    def __init__(self, url: str, api_key: str, routes: Routes, steps: int) -> None:
-        self.client = tinsmith.ServiceClient(base_url=url, api_key=api_key)
-        self.routes, self.steps = routes, steps
+    def __init__(
+        self, service: Service, routes: Routes, kept: Kept, *, quick: bool = False
+    ) -> None:
+        self.client = tinsmith.ServiceClient(base_url=service.url, api_key=service.api_key)
+        self.routes, self.kept = routes, kept
+        self.steps, self.choosing_steps = (4, 2) if quick else (STEPS, CHOOSING_STEPS)
         self.teacher = self.client.create_sampling_client(base_model=TEACHER)
+
+    def together(self, jobs: Sequence[tuple[str, float, int]]) -> list[Curve]:
+        """Many runs at once: the service trains them side by side. One that fails stops no other."""
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            return list(pool.map(lambda job: self._kept(*job), jobs))
+
+    def _kept(self, method: str, rate: float, seed: int) -> Curve:
+        name = f"{method} {rate:g} {seed}"
+        curve = Curve(**self.kept.piece(name, lambda: asdict(self.run(method, rate, seed))))
+        print(f"{self.kept.seconds:4.0f} s  {curve}", flush=True)
+        return curve
 
     def run(self, method: str, rate: float, seed: int) -> Curve:
         """`steps` batches of `PROMPTS` questions with `EACH` answers to each; fewer to choose a rate."""
         dice, curve = random.Random(seed), Curve(method, rate, seed)
         run = self.client.create_lora_training_client(STUDENT, rank=RANK, seed=seed)
-        teach = METHODS[method]
-        choosing = seed == CHOOSING_SEED
-        steps = min(self.steps, CHOOSING_STEPS) if choosing else self.steps
+        teach, choosing = METHODS[method], seed == CHOOSING_SEED
+        steps = self.choosing_steps if choosing else self.steps
         for step in range(steps):
             if step % EVERY == 0 and not choosing:
                 self._score(run, curve, step)
@@ -96,27 +106,33 @@ class Bench:
             source = run.save_weights_and_get_sampling_client() if on_policy else self.teacher
             teach(run, ask(source, questions, EACH, seed=seed * 100_000 + step))
             run.optim_step(types.AdamParams(learning_rate=rate, grad_clip_norm=1.0))
-        self._score(run, curve, steps)
+        if not choosing:
+            self._score(run, curve, steps)
         self._finish(run, curve)
         return curve
 
     def _score(self, run: tinsmith.TrainingClient, curve: Curve, step: int) -> None:
         sampler = run.save_weights_and_get_sampling_client()
-        answered = [one.answered for one in ask(sampler, self.routes.held_out, 4, seed=7)]
         curve.tokens.append(step * TOKENS_A_STEP)
-        curve.held_out.append(share_valid(self.routes, answered))
+        curve.held_out.append(self.share(sampler, self.routes.held_out, seed=7))
 
     def _finish(self, run: tinsmith.TrainingClient, curve: Curve) -> None:
         sampler = run.save_weights_and_get_sampling_client()
         known = random.Random(0).sample(self.routes.known, len(self.routes.held_out))
-        curve.known = share_valid(
-            self.routes, [one.answered for one in ask(sampler, known, 4, seed=8)]
-        )
+        curve.known = self.share(sampler, known, seed=8)
+        if curve.seed == CHOOSING_SEED:
+            return
         greedy = ask(sampler, self.routes.held_out, 1, seed=9, temperature=0.0)
         curve.greedy = share_valid(self.routes, [one.answered for one in greedy])
         own = [datum(one) for one in ask(sampler, self.routes.held_out, 1, seed=10)]
         found = run.forward(own, "x_distill_jsd", {"teacher": TEACHER}).result(600).metrics
         curve.residual = found["distill/divergence:sum"] / found["distill/tokens:sum"]
+
+    def share(
+        self, sampler: tinsmith.SamplingClient, questions: Sequence[Question], seed: int
+    ) -> float:
+        answers = ask(sampler, questions, 4, seed=seed)
+        return share_valid(self.routes, [one.answered for one in answers])
 
 
 @dataclass(frozen=True)
@@ -207,20 +223,6 @@ METHODS: dict[str, Callable[[Run, Answers], None]] = {
 }
 
 
-def together(bench: Bench, jobs: Sequence[tuple[str, float, int]]) -> list[Curve]:
-    """Many runs at once: the service trains them side by side."""
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        curves = []
-        for curve in pool.map(lambda job: bench.run(*job), jobs):
-            print(
-                f"{curve.method:8} lr {curve.rate:<7g} seed {curve.seed}: valid {curve.score:6.1%} "
-                f"greedy {curve.greedy:6.1%} KL {curve.residual:.2f}",
-                flush=True,
-            )
-            curves.append(curve)
-        return curves
-
-
 def chosen(curves: Sequence[Curve]) -> dict[str, float]:
     """The rate whose score on known questions is best at the end, per method."""
     best: dict[str, Curve] = {}
@@ -254,15 +256,18 @@ def verdicts(curves: Sequence[Curve]) -> list[str]:
         for other in METHODS.keys() - {"full"}:
             theirs = scores(curves, other, known=known)
             gap = statistics.mean(full) - statistics.mean(theirs)
-            apart = min(full) > max(theirs) or max(full) < min(theirs)
-            seeds = "every seed agrees" if apart else "the seeds do not separate them"
+            agree = (
+                "every seed agrees"
+                if page.apart(full, theirs)
+                else "the seeds do not separate them"
+            )
             lines.append(
-                f"- {place} questions, full - {other}: {gap:+.1f} points; {seeds}{kept(other, gap)}."
+                f"- {place} questions, full - {other}: {gap:+.1f} points; {agree}{kept_floor(other, gap)}."
             )
     return sorted(lines)
 
 
-def kept(other: str, gap: float) -> str:
+def kept_floor(other: str, gap: float) -> str:
     if other not in FLOORS:
         return ""
     return (
@@ -270,87 +275,105 @@ def kept(other: str, gap: float) -> str:
     )
 
 
-def table(curves: Sequence[Curve], teacher: float) -> str:
+def told(curves: Sequence[Curve], teacher: float, seconds: float) -> str:
     """Means over the seeds, and each seed's score, in % of valid answers; then what they separate."""
-    lines = [
-        f"{STEPS * TOKENS_A_STEP:,} student tokens a run; valid answers of the student at the start: "
-        f"{statistics.mean(curve.held_out[0] for curve in curves):.1%}, of the teacher: {teacher:.1%}.",
-        "",
-        "| method | rate | held out, T=1 (seeds) | known, T=1 (seeds) | greedy | KL(student, teacher) |",
-        "|---|---|---|---|---|---|",
-    ]
+    before = statistics.mean(curve.held_out[0] for curve in curves)
+    cells = []
     for method in METHODS:
         mine = [curve for curve in curves if curve.method == method]
-        held, known = (scores(curves, method, known=which) for which in (False, True))
         greedy, residual = (
             statistics.mean(getattr(curve, name) for curve in mine)
             for name in ("greedy", "residual")
         )
-        lines.append(
-            f"| {method} | {mine[0].rate:g} | {told(held)} | {told(known)} | {greedy:.1%} | "
-            f"{residual:.2f} |"
-        )
-    plotted = "![valid answers over student tokens](distill.png)"
-    return "\n".join([*lines, "", *verdicts(curves), "", plotted])
+        points = [
+            page.told(scores(curves, method, known=known), 1, " %") for known in (False, True)
+        ]
+        cells.append([method, f"{mine[0].rate:g}", *points, f"{greedy:.1%}", f"{residual:.2f}"])
+    head = ["method", "rate", "held out, T=1 (seeds)", "known, T=1 (seeds)", "greedy"]
+    return "\n".join(
+        [
+            f"{curves[0].tokens[-1]:,} student tokens a run; valid held-out answers of the student at the "
+            f"start: {before:.1%}, of the teacher: {teacher:.1%}. All runs took {seconds / 60:.1f} minutes.",
+            "",
+            page.table([*head, "KL(student, teacher)"], cells),
+            "",
+            *verdicts(curves),
+            "",
+            page.picture("distill", "valid held-out answers over student tokens, by method"),
+        ]
+    )
 
 
-def told(points: Sequence[float]) -> str:
-    each = ", ".join(f"{one:.1f}" for one in points)
-    return f"{statistics.mean(points):.1f} % ({each})"
-
-
-def plot(curves: Sequence[Curve], path: Path) -> None:
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+def lines(curves: Sequence[Curve]) -> list[page.Line]:
+    made = []
     for method in METHODS:
         mine = [curve for curve in curves if curve.method == method]
-        means = [
-            statistics.mean(some) for some in zip(*(one.held_out for one in mine), strict=True)
-        ]
-        axes.plot(mine[0].tokens, [100 * score for score in means], marker="o", label=method)
-    axes.set(xlabel="student tokens", ylabel="valid held-out answers, %")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+        points = zip(*([100 * share for share in curve.held_out] for curve in mine), strict=True)
+        made.append(page.Line(method, mine[0].tokens, list(points)))
+    return made
+
+
+def write_page() -> None:
+    found = json.loads(RESULT.read_text())
+    curves = [Curve(**one) for one in found["curves"]]
+    page.fill("routes", told(curves, found["teacher"], found["seconds"]))
+    page.draw(lines(curves), "valid held-out answers, %", "distill")
+    finish(rows(curves))
+
+
+def measured(bench: Bench) -> dict[str, object]:
+    """Chooses the rates, then runs every method with every seed."""
+    tried = bench.together([(one, rate, CHOOSING_SEED) for rate in RATES for one in METHODS])
+    rates = chosen(tried)
+    print(f"rates {rates}", flush=True)
+    curves = bench.together([(one, rates[one], seed) for seed in SEEDS for one in METHODS])
+    return {
+        "teacher": bench.share(bench.teacher, bench.routes.held_out, seed=7),
+        "curves": [asdict(one) for one in curves],
+        "tried": [asdict(one) for one in tried],
+    }
+
+
+@contextlib.contextmanager
+def started(kept: Kept, routes: Routes, *, quick: bool) -> Iterator[Service]:
+    """The service with both bases."""
+    bases = make_bases(kept.folder, routes, quick=quick)
+    print(f"{kept.seconds:4.0f} s  bases made", flush=True)
+    settings = {
+        "TINSMITH_MODELS": f"{STUDENT}={bases['student']},{TEACHER}={bases['teacher']}",
+        "TINSMITH_MAX_SAMPLING_SLOTS": "256",
+        "TINSMITH_MAX_RESIDENT_RUNS": "64",
+        "TINSMITH_MAX_PASS_TOKENS": "8192",
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_service(Path(folder), bases["student"], pinned=False, **settings) as service,
+    ):
+        spent = Spent(service)
+        yield service
+        print(spent, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser.add_argument("--quick", action="store_true", help="a few steps, recorded nowhere")
+    parser.add_argument("--page", action="store_true", help="the page again, from the results")
+    asked = parser.parse_args()
     one_thread()
-    began, routes = time.monotonic(), Routes()
-    with tempfile.TemporaryDirectory() as folder:
-        bases = make_bases(Path(folder), routes, quick=quick)
-        print(f"bases made in {time.monotonic() - began:.0f} s", flush=True)
-        settings = {
-            "TINSMITH_MODELS": f"{STUDENT}={bases['student']},{TEACHER}={bases['teacher']}",
-            "TINSMITH_MAX_SAMPLING_SLOTS": "256",
-            "TINSMITH_MAX_RESIDENT_RUNS": "64",
-            "TINSMITH_MAX_PASS_TOKENS": "8192",
-        }
-        with running_service(Path(folder), bases["student"], **settings) as service:
-            bench = Bench(service.url, service.api_key, routes, 4 if quick else STEPS)
-            jobs = [
-                (method, rate, CHOOSING_SEED) for method, rates in RATES.items() for rate in rates
-            ]
-            rates = chosen(together(bench, jobs))
-            print(f"rates {rates}, {time.monotonic() - began:.0f} s", flush=True)
-            curves = together(bench, [(one, rates[one], seed) for one in rates for seed in SEEDS])
-            teacher = share_valid(
-                routes, [one.answered for one in ask(bench.teacher, routes.held_out, 4, seed=7)]
-            )
-    seconds = time.monotonic() - began
-    print(f"teacher {teacher:.1%}; {seconds:.0f} s", flush=True)
-    if quick:
-        return
-    result = {"teacher": teacher, "seconds": seconds, "curves": [vars(one) for one in curves]}
-    (RESULTS / "distill.json").write_text(json.dumps(result))
-    made = MARKED.sub(
-        lambda found: f"{found[1]}\n{table(curves, teacher)}\n{found[2]}", PAGE.read_text()
-    )
-    PAGE.write_text(made)
-    plot(curves, PAGE.parent / "distill.png")
-    finish(rows(curves))
+    if not asked.page:
+        measure(quick=asked.quick)
+    if not asked.quick:
+        write_page()
+
+
+def measure(*, quick: bool) -> None:
+    of_this = {"quick": quick, "steps": STEPS, "choosing": CHOOSING_STEPS, "batch": [PROMPTS, EACH]}
+    kept, routes = Kept("distill", {**of_this, "rates": RATES, **settings()}), Routes()
+    with started(kept, routes, quick=quick) as service:
+        result = measured(Bench(service, routes, kept, quick=quick))
+    if not quick:
+        RESULT.write_text(json.dumps({"seconds": kept.seconds, **result}) + "\n")
+    kept.forget()
 
 
 if __name__ == "__main__":

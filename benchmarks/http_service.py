@@ -1,8 +1,8 @@
 """The real service for the HTTP benchmarks: Valkey, one API process, one worker, with a tiny model
 where no other is asked for.
 
-The API process has the first core to itself; everything else, the measuring client too, shares the
-others. So what is measured of the API process is what one core gives.
+Pinned, the API process has the first core to itself; everything else, the measuring client too, shares
+the others. So what is measured of the API process is what one core gives.
 """
 
 import asyncio
@@ -81,10 +81,11 @@ class Service:
 
 @contextmanager
 def running_service(
-    data_dir: Path, model_folder: Path | None = None, **settings: str
+    data_dir: Path, model_folder: Path | None = None, *, pinned: bool = True, **settings: str
 ) -> Iterator[Service]:
     """With the tiny model where no other is named; either is served as BASE_MODEL."""
-    os.sched_setaffinity(0, OTHER_CORES)
+    if pinned:
+        os.sched_setaffinity(0, OTHER_CORES)
     host, port = "127.0.0.1", _free_port()
     model_folder = model_folder or save_tiny(data_dir / "tiny", 0)
     valkey, redis_url = start_valkey(data_dir, data_dir / "valkey.log")
@@ -107,7 +108,8 @@ def running_service(
         for name, command in _COMMANDS.items():
             started.append(start_process(command, data_dir / f"{name}.log", environment))
             processes[name] = psutil.Process(started[-1].pid)
-        processes["api"].cpu_affinity(API_CORE)
+        if pinned:
+            processes["api"].cpu_affinity(API_CORE)
         service = Service(
             host, port, api_key, small_key, model_folder, Redis.from_url(redis_url), processes
         )

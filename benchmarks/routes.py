@@ -2,25 +2,28 @@
 
 A question names a start and a goal; an answer is seven nodes, each an edge away from the one before, the
 goal last. Most questions have dozens of right answers. The bases are made on the spot: a teacher
-that has seen many routes, and a student, a quarter its size, that has seen few.
+that has been told the share of every right next node, and a student, a sixth its size, that has seen a
+few routes.
 
-Legend: B routes of a batch, T their tokens.
+Legend: B routes of a batch, T their tokens, V the vocabulary.
 """
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 NODES, DEGREE, HOPS = 24, 3, 7
 BEGIN, END, VOCAB = NODES, NODES + 1, 32
+BATCH = 256
 HELD_OUT = 96
-TEACHER_STEPS, STUDENT_STEPS = 700, 250
+TEACHER_STEPS, STUDENT_STEPS = 700, 160
 Question = tuple[int, int]
 Route = tuple[int, ...]
 
@@ -33,7 +36,15 @@ class Size:
     heads: int
 
 
-TEACHER, STUDENT = Size(64, 192, 3, 4), Size(40, 96, 2, 4)
+TEACHER, STUDENT = Size(64, 192, 3, 4), Size(32, 96, 2, 4)
+
+
+def settings() -> dict[str, object]:
+    """What the task and the bases follow from."""
+    return {
+        "graph": [NODES, DEGREE, HOPS, HELD_OUT],
+        "bases": [astuple(TEACHER), TEACHER_STEPS, astuple(STUDENT), STUDENT_STEPS, BATCH],
+    }
 
 
 class Routes:
@@ -66,6 +77,20 @@ class Routes:
         )
         return len(answer) == HOPS and steps and path[-1] == goal
 
+    def shares(self, tokens_BT: Tensor) -> Tensor:
+        """Of each next node among the routes that are left, uniform over them: [B, HOPS, V]."""
+        edge = torch.zeros(VOCAB, VOCAB)
+        for node, others in enumerate(self.edges):
+            edge[node, sorted(others)] = 1.0
+        walks = [torch.eye(VOCAB)]  # from a node to a goal, by how many hops are left
+        for _ in range(HOPS - 1):
+            walks.append(edge @ walks[-1])
+        goal = tokens_BT[:, 2]
+        at = torch.cat([tokens_BT[:, 1:2], tokens_BT[:, 3:-1]], 1)
+        ways = [edge[at[:, hop]] * walks[HOPS - 1 - hop][:, goal].T for hop in range(HOPS)]
+        ways_BTV = torch.stack(ways, 1)
+        return ways_BTV / ways_BTV.sum(-1, keepdim=True)
+
     def draw(self, dice: random.Random, questions: Sequence[Question], count: int) -> Tensor:
         """Uniform over questions, then over their routes: [B, T]."""
         rows = []
@@ -95,23 +120,36 @@ def new_model(size: Size, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of the answers' logits [B, HOPS, V] and the routes [B, T]."""
+
+
 def taught(
-    routes: Routes, size: Size, questions: Sequence[Question], steps: int, *, seed: int, batch: int
+    model: LlamaForCausalLM,
+    routes: Routes,
+    questions: Sequence[Question],
+    loss: Loss,
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
 ) -> LlamaForCausalLM:
     """Trained on right answers alone, in plain torch: where a base model comes from is not measured."""
-    model, dice = new_model(size, seed), random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
+    dice = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for _ in range(steps):
-        tokens = routes.draw(dice, questions, batch)
-        logits = model(tokens[:, :-1]).logits[:, 2:]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 3:].flatten())
-        loss.backward()
+        tokens = routes.draw(dice, questions, BATCH)
+        loss(model(tokens[:, :-1]).logits[:, 2:], tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
     return model.eval()
+
+
+def of_one_route(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+    return cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 3:].flatten())
 
 
 @torch.no_grad()
@@ -133,11 +171,28 @@ def share_valid(routes: Routes, answered: Sequence[tuple[Question, Sequence[int]
 
 def make_bases(folder: Path, routes: Routes, *, quick: bool = False) -> dict[str, Path]:
     """The teacher knows every question's routes, the student a short course on the known ones."""
-    steps = (20, 10) if quick else (TEACHER_STEPS, STUDENT_STEPS)
-    every = [*routes.known, *routes.held_out]
-    teacher = taught(routes, TEACHER, every, steps[0], seed=1, batch=256)
-    student = taught(routes, STUDENT, routes.known, steps[1], seed=2, batch=256)
-    folders = {"teacher": folder / "teacher", "student": folder / "student"}
-    for name, model in (("teacher", teacher), ("student", student)):
-        model.save_pretrained(folders[name])
-    return folders
+
+    def of_all_routes(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+        return cross_entropy(logits_BTV.flatten(0, 1), routes.shares(tokens_BT).flatten(0, 1))
+
+    def teacher(model: LlamaForCausalLM) -> LlamaForCausalLM:
+        steps, every = 10 if quick else TEACHER_STEPS, [*routes.known, *routes.held_out]
+        return taught(model, routes, every, of_all_routes, steps=steps, rate=1e-2, seed=1)
+
+    def student(model: LlamaForCausalLM) -> LlamaForCausalLM:
+        steps = 10 if quick else STUDENT_STEPS
+        return taught(model, routes, routes.known, of_one_route, steps=steps, rate=6e-3, seed=2)
+
+    return {
+        "teacher": _saved(folder / "teacher", lambda: teacher(new_model(TEACHER, 1))),
+        "student": _saved(folder / "student", lambda: student(new_model(STUDENT, 2))),
+    }
+
+
+def _saved(folder: Path, make: Callable[[], LlamaForCausalLM]) -> Path:
+    """A folder of that name is whole: it gets its name when its last file is there."""
+    if not folder.exists():
+        new = folder.with_suffix(".new")
+        make().save_pretrained(new)
+        new.rename(folder)
+    return folder
