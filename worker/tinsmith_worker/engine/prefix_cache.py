@@ -65,13 +65,15 @@ class PrefixCache:
             return None
 
     def remember(self, owner: Owner, tokens: list[int], cache: KVCache) -> None:
-        """Keep what `cache` holds of these tokens."""
+        """Keep what `cache` holds of these tokens, but for a tail that `find` would never copy."""
         if owner in self._forgotten:  # its last samples end after it has left
             return
         self._clock += 1
         node = self._roots.setdefault(owner, _Node((), -1, None))
         for start, block in zip(range(0, cache.length, BLOCK), cache.blocks, strict=False):
             part = tuple(tokens[start : min(start + BLOCK, cache.length)])
+            if len(part) < MIN_COPIED:
+                break
             found, common = _best(node, part)
             if found is None or common < min(len(part), len(found.tokens)):
                 found = self._add(node, part, block)
