@@ -63,8 +63,8 @@ bench: $(STAMP)  ## Benchmarks, one thread; rows in benchmarks/results, tables i
 bench-distill: $(STAMP)  ## Four ways to learn from a teacher, through the service; docs/distillation.md
 	@$(BENCH) benchmarks.distill
 
-bench-distill-long: $(STAMP)  ## SmolLM2-135M on real text: held-out KL over student tokens, three seeds; hours
-	@$(BENCH) benchmarks.distill_long
+bench-distill-long: $(STAMP)  ## SmolLM2-135M on real text: held-out KL over student tokens, three seeds; STEPS=60
+	@$(BENCH) benchmarks.distill_long --steps $(or $(STEPS),60)
 
 bench-gpu: $(STAMP)  ## An 8B-shaped model on a CUDA device against what the device can do
 	@$(BENCH) benchmarks.bench_gpu

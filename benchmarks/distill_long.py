@@ -1,21 +1,22 @@
 """SmolLM2-135M learns from a teacher on real text: held-out KL over student tokens, three seeds.
 
-    python -m benchmarks.distill_long                # docs/distillation.md's second table
+    python -m benchmarks.distill_long                # docs/distillation.md's second part; goes on where it stopped
     python -m benchmarks.distill_long --steps 4 --seeds 1 --print   # a smaller run, recorded nowhere
 
 The teacher is SmolLM2-135M itself after a few supervised steps on facts that are true nowhere else; the
 student starts from the model without them. sft imitates the teacher's samples, sampled is told
 log q - log p of each token that it drew, full gets the reverse KL over the whole vocabulary. Each
-method's rate is chosen on seed 0, which is not reported.
+method's rate is chosen from one grid on seed 0, which is not reported.
 
 Only the divergence is claimed: a score on few questions moves by tens of points from seed to seed.
 """
 
 import argparse
-import re
+import json
 import statistics
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ from tinsmith import types
 from tinsmith.distill import GKD, OPD, Distiller, PromptDistillation
 from tinsmith.distill.methods import Method
 
-from benchmarks.harness import one_thread
+from benchmarks import distill_page as page
+from benchmarks.harness import RESULTS, one_thread
 from benchmarks.http_service import running_service
+from benchmarks.kept import Kept
 from tests.contract.conftest import BASE_MODEL as STUDENT
 from tests.models import prepared_smollm2
 
@@ -45,13 +48,13 @@ METHODS: dict[str, Method] = {
 }
 RATES = (2e-4, 1e-3)
 CHOOSING_SEED, RANK, MAX_TOKENS, BATCH = 0, 16, 12, 8
-PAGE = Path(__file__).parents[1] / "docs" / "distillation.md"
-MARKED = re.compile(r"(<!-- real text -->).*?(<!-- end real text -->)", re.DOTALL)
+TEACHER_STEPS, POINTS, EACH = 20, 5, 2
+RESULT = RESULTS / "distill_long.json"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Held-out KL(student | teacher), nats a token of the student's own, after so many student tokens."""
+    """Held-out KL(student, teacher), nats a token of the student's own, after so many student tokens."""
 
     method: str
     rate: float
@@ -83,46 +86,121 @@ def _datum(tokens: list[int]) -> types.Datum:
     )
 
 
-def learn(
-    client: tinsmith.ServiceClient, teacher: str, method: str, rate: float, seed: int, steps: int
-) -> Curve:
-    run = client.create_lora_training_client(STUDENT, rank=RANK, seed=seed).result()
-    prompts = [form.format(place=place) for place in PLACES for form in FORMS]
-    held_out = [HELD_OUT_FORM.format(place=place) for place in PLACES]
-    judge = Distiller(run, teacher, GKD(beta=1.0), max_tokens=MAX_TOKENS, seed=7)
-    made = Distiller(
-        run, teacher, METHODS[method], max_tokens=MAX_TOKENS, learning_rate=rate, seed=seed
-    )
-    every = max(1, steps // 4)
-    curve = Curve(method, rate, seed, [0.0], [judge.evaluate(held_out, 2)["divergence"]])
-    spent = 0.0
-    for start in range(0, steps, every):
-        upto = min(start + every, steps)
-        for one in made.run(prompts, upto, batch_size=BATCH):
-            spent += one.metrics["length"] * len(one.rollouts)
-        curve.tokens.append(spent)
-        curve.residual.append(judge.evaluate(held_out, 2)["divergence"])
-    made.close()
-    judge.close()
-    shown = ", ".join(f"{value:.3f}" for value in curve.residual)
-    print(f"{method:8} rate {rate:<7g} seed {seed}: KL {shown} ({spent:,.0f} tokens)", flush=True)
-    return curve
+@dataclass(frozen=True)
+class Lesson:
+    """What every run has in common."""
+
+    client: tinsmith.ServiceClient
+    teacher: str
+    steps: int
+    kept: Kept
+
+    def curve(self, method: str, rate: float, seed: int) -> Curve:
+        piece = self.kept.piece(
+            f"{method} {rate:g} {seed}", lambda: asdict(self.learn(method, rate, seed))
+        )
+        curve = Curve(**piece)
+        shown = ", ".join(f"{value:.3f}" for value in curve.residual)
+        print(
+            f"{self.kept.seconds:5.0f} s  {method:8} rate {rate:<7g} seed {seed}: KL {shown}",
+            flush=True,
+        )
+        return curve
+
+    def learn(self, method: str, rate: float, seed: int) -> Curve:
+        run = self.client.create_lora_training_client(STUDENT, rank=RANK, seed=seed).result()
+        prompts = [form.format(place=place) for place in PLACES for form in FORMS]
+        held_out = [HELD_OUT_FORM.format(place=place) for place in PLACES]
+        judge = Distiller(run, self.teacher, GKD(beta=1.0), max_tokens=MAX_TOKENS, seed=7)
+        made = Distiller(
+            run, self.teacher, METHODS[method], max_tokens=MAX_TOKENS, learning_rate=rate, seed=seed
+        )
+        every = max(1, self.steps // POINTS)
+        tokens, residual = [0.0], [judge.evaluate(held_out, EACH)["divergence"]]
+        for start in range(0, self.steps, every):
+            some = min(start + every, self.steps)
+            spent = sum(
+                one.metrics["length"] * len(one.rollouts)
+                for one in made.run(prompts, some, batch_size=BATCH)
+            )
+            tokens.append(tokens[-1] + spent)
+            residual.append(judge.evaluate(held_out, EACH)["divergence"])
+        made.close()
+        judge.close()
+        return Curve(method, rate, seed, tokens, residual)
+
+    def best_rate(self, method: str) -> float:
+        tried = [self.curve(method, rate, CHOOSING_SEED) for rate in RATES]
+        return min(tried, key=lambda one: one.residual[-1]).rate
 
 
-def table(curves: list[Curve]) -> str:
-    lines = [
-        f"KL before: {statistics.mean(one.residual[0] for one in curves):.3f} nats a token.",
-        "",
-        "| method | rate | student tokens | held-out KL at the end, mean (seeds) |",
-        "|---|---|---|---|",
-    ]
+def told(curves: Sequence[Curve], steps: int, seconds: float) -> str:
+    cells = []
     for method in METHODS:
         mine = [one for one in curves if one.method == method]
-        each = ", ".join(f"{one.residual[-1]:.3f}" for one in mine)
-        mean = statistics.mean(one.residual[-1] for one in mine)
         tokens = statistics.mean(one.tokens[-1] for one in mine)
-        lines.append(f"| {method} | {mine[0].rate:g} | {tokens:,.0f} | {mean:.3f} ({each}) |")
-    return "\n".join(lines)
+        ends = [one.residual[-1] for one in mine]
+        cells.append([method, f"{mine[0].rate:g}", f"{tokens:,.0f}", page.told(ends, 3)])
+    before = statistics.mean(one.residual[0] for one in curves)
+    return "\n".join(
+        [
+            f"`make bench-distill-long STEPS={steps}`: {steps} steps of {BATCH} sentences, "
+            f"{seconds / 60:.0f} minutes. KL before: {before:.3f} nats a token.",
+            "",
+            page.table(["method", "rate", "student tokens", "held-out KL, mean (seeds)"], cells),
+            "",
+            *verdicts(curves),
+            "",
+            page.picture(
+                "distill-long", "held-out KL to the teacher over student tokens, by method"
+            ),
+        ]
+    )
+
+
+def verdicts(curves: Sequence[Curve]) -> list[str]:
+    """A difference is one only where every pair of seeds agrees on it."""
+    ends = {name: [one.residual[-1] for one in curves if one.method == name] for name in METHODS}
+    lines = []
+    for other in METHODS.keys() - {"full"}:
+        gap = statistics.mean(ends["full"]) - statistics.mean(ends[other])
+        agree = page.apart(ends["full"], ends[other])
+        seeds = "every seed agrees" if agree else "the seeds do not separate them"
+        lines.append(f"- full - {other}: {gap:+.3f} nats a token; {seeds}.")
+    return sorted(lines)
+
+
+def lines(curves: Sequence[Curve]) -> list[page.Line]:
+    """Answers differ in length, so a point stands at its seeds' mean of tokens."""
+    made = []
+    for method in METHODS:
+        mine = [one for one in curves if one.method == method]
+        tokens = [statistics.mean(some) for some in zip(*(one.tokens for one in mine), strict=True)]
+        points = list(zip(*(one.residual for one in mine), strict=True))
+        made.append(page.Line(method, tokens, points))
+    return made
+
+
+def write_page() -> None:
+    found = json.loads(RESULT.read_text())
+    curves = [Curve(**one) for one in found["curves"]]
+    page.fill("real text", told(curves, found["steps"], found["seconds"]))
+    page.draw(lines(curves), "held-out KL(student, teacher), nats a token", "distill-long")
+
+
+def measured(kept: Kept, asked: argparse.Namespace) -> list[Curve]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_service(Path(folder), prepared_smollm2(), pinned=False) as service,
+        tinsmith.ServiceClient(base_url=service.url, api_key=service.api_key) as client,
+    ):
+        lesson = Lesson(client, taught(client, TEACHER_STEPS), asked.steps, kept)
+        rates = {one: asked.rate or lesson.best_rate(one) for one in METHODS}
+        return [
+            lesson.curve(method, rates[method], seed)
+            for seed in range(1, asked.seeds + 1)
+            for method in METHODS
+        ]
 
 
 def main() -> None:
@@ -130,31 +208,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rate", type=float, help="for every method, instead of choosing")
-    parser.add_argument("--print", action="store_true", help="leave docs/distillation.md as it is")
+    parser.add_argument("--print", action="store_true", help="record nothing")
     asked = parser.parse_args()
     one_thread()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        running_service(Path(folder), prepared_smollm2()) as service,
-        tinsmith.ServiceClient(base_url=service.url, api_key=service.api_key) as client,
-    ):
-        teacher = taught(client, min(20, asked.steps))
-        rates = dict.fromkeys(METHODS, asked.rate)
-        for method in METHODS if asked.rate is None else ():
-            tried = [
-                learn(client, teacher, method, rate, CHOOSING_SEED, asked.steps) for rate in RATES
-            ]
-            rates[method] = min(tried, key=lambda one: one.residual[-1]).rate
-        curves = [
-            learn(client, teacher, method, rates[method], seed, asked.steps)
-            for method in METHODS
-            for seed in range(1, asked.seeds + 1)
-        ]
-    print(table(curves))
-    if not asked.print:
-        PAGE.write_text(
-            MARKED.sub(lambda found: f"{found[1]}\n{table(curves)}\n{found[2]}", PAGE.read_text())
-        )
+    kept = Kept("distill-long", {**vars(asked), "rates": RATES, "batch": [BATCH, MAX_TOKENS, EACH]})
+    curves = measured(kept, asked)
+    if asked.print:
+        print(told(curves, asked.steps, kept.seconds))
+    else:
+        result = {
+            "steps": asked.steps,
+            "seconds": kept.seconds,
+            "curves": [asdict(one) for one in curves],
+        }
+        RESULT.write_text(json.dumps(result) + "\n")
+        write_page()
+    kept.forget()
 
 
 if __name__ == "__main__":
