@@ -35,7 +35,7 @@ from tinsmith_worker.queue import Queue
 from tinsmith_worker.sampler_weights import SamplerWeights
 from tinsmith_worker.samples import SamplingDesk
 from tinsmith_worker.settings import Settings
-from tinsmith_worker.store import Store, StoreUnavailable
+from tinsmith_worker.store import Store, StoreRefused
 
 from tests.conftest import running_valkey
 from tests.worker.tiny_models import VOCAB, save
@@ -61,7 +61,7 @@ class Disk(Store):
         assert self.gate.wait(20)
         if self.full:
             self.full -= 1
-            raise StoreUnavailable("no space left on device")
+            raise StoreRefused("no space left on device")
         return super().write_folder(prefix, files)
 
 
@@ -102,7 +102,7 @@ class House:
         desks = {}
         for served, model in self.models.items():
             sampler = Sampler(model, max_slots=8, max_pass_tokens=PASS_TOKENS, max_blocks=64)
-            weights = SamplerWeights(self.disk, model, 4, on_leave=sampler.forget)
+            weights = SamplerWeights(self.disk, model, 4, on_leave=sampler.forget, ring=queue.ring)
             desks[served] = SamplingDesk(queue, model, sampler, weights, max_jobs=16)
         queue.announce(
             ModelCard(
@@ -598,7 +598,7 @@ def test_a_full_disk_costs_an_unnamed_save_time_and_a_named_one_its_answer(house
     house.disk.full = 1
     [named] = house.until(worker, house.save("r", 1, "named", behind=False))
     assert named.failed
-    assert b"full or out of reach" in named.data
+    assert b"full or refuses" in named.data
     house.disk.full = 3
     [unnamed] = house.until(worker, house.save("r", 2, "unnamed"))
     assert not unnamed.failed

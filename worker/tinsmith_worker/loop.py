@@ -14,6 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 from tinsmith.protocol.errors import TinsmithError
 from tinsmith.protocol.jobs import Job, Kind, Result, failure
+from tinsmith.protocol.object_store import OUT_OF_REACH
 
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.training import Work
@@ -23,10 +24,10 @@ from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged
 from tinsmith_worker.queue import Fenced, Queue, Taken
 from tinsmith_worker.runs import Resident, Runs
 from tinsmith_worker.samples import SamplingDesk
-from tinsmith_worker.saver import Saver
+from tinsmith_worker.saver import Saver, Until
 from tinsmith_worker.scheduler import Scheduler
 from tinsmith_worker.settings import Settings
-from tinsmith_worker.store import OUT_OF_REACH, Store, StoreUnavailable
+from tinsmith_worker.store import Store
 from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
@@ -73,7 +74,6 @@ class Worker:
         weights = {name: desk.weights for name, desk in desks.items()}
         self._teachers = teachers or Teachers(store, models, weights)
         self._ops = Ops(
-            store,
             self._saver,
             self._fetcher,
             weights,
@@ -109,6 +109,10 @@ class Worker:
         self.stopping = False
         self.asked_to_leave = False
         """By an operator: once it has stopped, it rests."""
+
+    def keep(self, prefix: str, files: dict[str, bytes]) -> None:
+        """Have them in the store, unless they are there; a store out of reach has them later."""
+        self._saver.write(prefix, prefix, lambda: files, until=Until.WRITTEN, unless_there=True)
 
     def run_forever(self) -> None:
         """Until `stopping` is set; Redis may come and go meanwhile."""
@@ -150,6 +154,8 @@ class Worker:
         except RedisError as error:  # whoever adopts the runs replays a little more
             _log.warning("drained_halfway", error=type(error).__name__)
         self._fetcher.close()
+        for desk in self._desks.values():
+            desk.weights.close()
 
     def _finish_work(self, deadline: float) -> None:
         """Nothing new begins. What takes longer than there is time for, another worker begins again."""
@@ -187,6 +193,7 @@ class Worker:
 
     def _take_samples(self) -> None:
         for desk in self._desks.values():
+            desk.go_on()
             desk.take()
 
     def _retake(self) -> None:
@@ -269,6 +276,7 @@ class Worker:
             self.stop()
         self._queue.stay_announced()
         self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
+        self._say_why()
         self._saver.try_again()
         self._fetcher.try_again()
         self._runs.settle_snapshots()
@@ -277,6 +285,14 @@ class Worker:
         for desk in self._desks.values():
             desk.rescue()
             desk.try_again()
+
+    def _say_why(self) -> None:
+        """To the polls of what waits for a store that is out of reach."""
+        saving = {one.job.run_id for one, _ in self._saving}
+        for run_id in filter(self._saver.out_of_reach, saving):
+            self._queue.say_why(run_id, OUT_OF_REACH)
+        for run_id in filter(self._fetcher.out_of_reach, self._held):
+            self._queue.say_why(run_id, OUT_OF_REACH)
 
     def _close_gap_in_time(self, line: Taken) -> None:
         if time.monotonic() - self._gaps[line.run_id] < self._settings.gap_seconds:
@@ -323,10 +339,8 @@ class Worker:
             self._run_alone(one)
 
     def _hold(self, job: Job) -> None:
-        """It waits for the store, and its run with it, and may say so."""
+        """It waits for the store, and its run with it."""
         self._held.setdefault(job.run_id, []).append(job)
-        if self._fetcher.out_of_reach(job.run_id):
-            self._queue.say_why(job.run_id, OUT_OF_REACH)
 
     def _in_work(self, job: Job) -> _InWork | None:
         """With the run's state; None when it is on its way, or the job has failed without it."""
@@ -345,10 +359,6 @@ class Worker:
         except RedisError:
             raise
         except OnItsWay:
-            self._hold(job)
-            return None
-        except StoreUnavailable:  # in the middle of a replay, which begins again
-            self._fetcher.postpone(job.run_id)
             self._hold(job)
             return None
         except Fenced:  # it has ended
@@ -398,6 +408,10 @@ class Worker:
         except (InvalidInput, TinsmithError) as error:
             work = Work(run=state, data=[], loss_fn="", loss_fn_config={})
             trainer.refuse(work, str(error))
+        except OnItsWay:  # of a teacher
+            self._runs.given_up(one.job, one.resident)
+            self._hold(one.job)
+            return
         else:
             trainer.add(work, first=self._scheduler.is_newcomer(one.job))
         self._training[id(work)] = one
