@@ -24,6 +24,8 @@ def render(results: Mapping[str, Mapping[str, str]]) -> str:
     ]
     notes: list[str] = []
     for name in next(iter(results.values())):
+        if all(rows[name] == "absent" for rows in results.values()):
+            continue
         cells = [_cell(name, version, results[version][name], notes) for version in versions]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     works = sum(answer == "works" for rows in results.values() for answer in rows.values())
