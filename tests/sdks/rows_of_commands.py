@@ -27,7 +27,7 @@ COMMANDS = (
     "checkpoint download {state} -o {folder}",
     "session export-trace {session} -o {file}",
     "billing usage {begin} {end}",
-    "billing usage {begin} {end} --csv",
+    "billing usage {begin} {end} --csv {file}",
     "billing checkpoint-storage",
     "checkpoint delete {another} -y",
     "checkpoint delete --run-id {run} --type sampler_weights -y",

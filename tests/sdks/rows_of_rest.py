@@ -4,7 +4,19 @@ import datetime
 import os
 from typing import Any
 
-from tests.sdks.vocabulary import MODEL, Made, check, copied, done, ours, row, run_id, session_id, types
+from tests.sdks.vocabulary import (
+    MODEL,
+    Made,
+    check,
+    copied,
+    done,
+    ours,
+    row,
+    run_id,
+    session_id,
+    types,
+)
+
 
 @row("ServiceClient.create_rest_client")
 def _(made: Made) -> None:

@@ -49,7 +49,9 @@ def test_every_method_works_or_says_why_not(
         "SDK_MODULE": "tinsmith" if version == THIN else "tinker",
     }
     (tmp_path / BASE_MODEL).parent.mkdir()
-    (tmp_path / BASE_MODEL).symlink_to(service.data_dir / "tiny")  # where its tokenizer is looked for
+    (tmp_path / BASE_MODEL).symlink_to(
+        service.data_dir / "tiny"
+    )  # where its tokenizer is looked for
     done = subprocess.run(
         [python_of(version), "-m", "tests.sdks.exercise"],
         cwd=tmp_path,

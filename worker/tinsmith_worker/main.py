@@ -141,6 +141,7 @@ def _card(settings: Settings, store: Store, model: BaseModel, teachers: list[str
         exact=model.numerics.held,
         teachers=tuple(teachers),
         eos_token_ids=tuple(sorted(model.eos_token_ids)),
+        tied_head=model.tied_head,
     )
 
 
