@@ -45,6 +45,7 @@ test-sdks: $(STAMP)  ## Every method by SDKs from 0.6.3 on, each in .sdks/; writ
 test-cookbook: $(STAMP)  ## tinker_cookbook's recipes, unmodified, in .cookbooks/; each must learn
 	rm -f .cookbooks/figures.json
 	$(BIN)/pytest -q tests/cookbook
+	$(BIN)/python -m tests.cookbook.page
 
 fuzz: $(STAMP)  ## Hundreds of requests to every route, against the OpenAPI document
 	FUZZ_EXAMPLES=200 $(BIN)/pytest -q tests/contract/test_openapi.py tests/contract/test_protobuf_fuzz.py

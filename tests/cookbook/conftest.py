@@ -13,7 +13,7 @@ from tests.contract.conftest import Service, running_service
 from tests.cookbook.data import write_data
 from tests.cookbook.environments import ROOT, VERSION, package_of, python_of
 from tests.cookbook.models import make_model
-from tests.cookbook.page import Figures
+from tests.cookbook.page import FILE, Figures
 
 STUDENT = "Qwen/Qwen3-4B-Instruct-2507"
 TEACHER = "Qwen/Qwen3-30B-A3B-Instruct-2507"
@@ -95,6 +95,4 @@ def cookbook(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Itera
     data_dir = tmp_path_factory.mktemp("service")
     settings = {"TINSMITH_FWDBWD_MAX_CHUNK_LEN": "128", "TINSMITH_MAX_SAMPLING_SLOTS": "64"}
     with running_service(data_dir, valkey_url, served, TINSMITH_MODEL_ALIASES="", **settings) as up:
-        figures = Figures.read(ROOT / "figures.json")
-        yield Cookbook(up, folder, figures)
-    figures.write_page()
+        yield Cookbook(up, folder, Figures.read(FILE))

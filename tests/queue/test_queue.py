@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextvars import copy_context
 from dataclasses import replace
 
 import pytest
 from tinsmith.protocol import keys
 from tinsmith.protocol.errors import BadRequest, NotFound
 from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result, failure
+from tinsmith.protocol.origin import Origin
+from tinsmith_server.asking import ORIGIN
 from tinsmith_server.bus import Bus
 from tinsmith_worker.queue import Fenced, Queue, Taken
 
@@ -30,7 +33,7 @@ class Ends:
         self.call(self.bus.redis.flushall())
 
     def call(self, coroutine: object) -> object:
-        return self.runner.run(coroutine)  # type: ignore[arg-type]
+        return self.runner.run(coroutine, context=copy_context())  # type: ignore[arg-type]
 
     def submit(self, *seqs: int) -> None:
         for seq in seqs:
@@ -325,6 +328,34 @@ def test_samples_that_were_given_in_a_lost_answer_are_still_held(ends: Ends) -> 
     [ticket] = worker.retake_samples(BASE)
     worker.sample_done(ticket, Result(data=b"text"))
     assert worker.retake_samples(BASE) == []
+
+
+def test_where_a_job_came_from_goes_with_it_until_it_has_a_result(ends: Ends) -> None:
+    worker, heir = ends.worker("a"), ends.worker("b")
+    asked = Origin("req-1", "00-" + "a" * 32 + "-" + "b" * 16 + "-01")
+    token = ORIGIN.set(lambda: asked)
+    try:
+        ends.submit(0)
+        ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0))
+    finally:
+        ORIGIN.reset(token)
+    ends.submit(1)
+    seconds, _ = worker.redis.time()
+    [taken] = ends.take(worker)
+    [first, second] = taken.jobs
+    assert (first.origin, second.origin) == (asked, Origin())
+    assert 0 <= seconds - first.submitted_us // 1_000_000 <= 10
+    [held] = worker.take_samples(BASE, 5)
+    assert held.origin == asked
+    assert worker.retake_samples(BASE) == [held]
+    worker.redis.delete(keys.lease("a"))
+    assert heir.adopt_orphans([BASE]) == {RUN}
+    [again] = ends.take(heir)
+    assert again.jobs[0].origin == asked
+    heir.done(again.jobs[0], again.epoch, Result(data=b"done"))
+    worker.sample_done(held, Result(data=b"text"))
+    for request in (f"{RUN}:0", "s:sample:0:0"):
+        assert not worker.redis.hexists(keys.future(request), "origin")
 
 
 def test_tenants_take_turns_at_sampling_by_tokens(ends: Ends) -> None:

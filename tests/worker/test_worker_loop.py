@@ -3,12 +3,16 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from redis.exceptions import ConnectionError as RedisAway
+from structlog.testing import capture_logs
 from tinsmith.protocol import keys, tensors
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.bodies import AdamParams, SamplingParams
@@ -25,6 +29,8 @@ from tinsmith.protocol.jobs import (
     encode,
     failure,
 )
+from tinsmith.protocol.origin import Origin
+from tinsmith_server.asking import ORIGIN
 from tinsmith_server.bus import Bus
 from tinsmith_worker import loop, ops
 from tinsmith_worker.engine.base_model import BaseModel, load
@@ -87,7 +93,7 @@ class House:
         self.workers: list[Worker] = []
 
     def call(self, coroutine: object) -> object:
-        return self.runner.run(coroutine)  # type: ignore[arg-type]
+        return self.runner.run(coroutine, context=copy_context())  # type: ignore[arg-type]
 
     def worker(self, name: str = "a", **settings: object) -> Worker:
         made = Settings(
@@ -193,6 +199,16 @@ class House:
     def log(self, run: str) -> list[str]:
         rows = self.call(self.bus.redis.lrange(keys.log(run), 0, -1))
         return [row.decode() for row in rows]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def asked_by(http_request_id: str) -> Iterator[None]:
+    """What is submitted meanwhile is submitted by this request."""
+    token = ORIGIN.set(partial(Origin, http_request_id))
+    try:
+        yield
+    finally:
+        ORIGIN.reset(token)
 
 
 def learn_body(
@@ -556,10 +572,14 @@ def test_an_accident_in_a_pass_fails_those_in_it_and_the_runs_go_on(
         return real(current)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker._models["tiny"], "hidden", broken)
-    failed = house.until(
-        worker, house.learn("r", 2, 20), house.learn("r", 3, 20), house.learn("s", 1, 20)
-    )
+    with asked_by("http-1"):
+        asked = [house.learn("r", 2, 20), house.learn("r", 3, 20), house.learn("s", 1, 20)]
+    with capture_logs() as capture:
+        failed = house.until(worker, *asked)
     assert all(one.failed and b"Internal error" in one.data for one in failed)
+    told = [one for one in capture if one["event"] == "op_failed"]
+    assert {one["request_id"] for one in told} == set(asked)
+    assert {one["http_request_id"] for one in told} == {"http-1"}
     again, _ = house.until(worker, house.learn("r", 4, 30), house.step("r", 5))
     assert not again.failed
     # The gradient of r:1 and r:4 alone: the run was rebuilt from its log.
@@ -754,7 +774,8 @@ def test_an_accident_in_a_step_fails_its_requests_and_not_the_worker(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = house.worker()
-    house.sample("x", tokens=50)
+    with asked_by("http-x"):
+        house.sample("x", tokens=50)
     worker.turn()
     real = worker._models["tiny"].hidden
 
@@ -762,9 +783,12 @@ def test_an_accident_in_a_step_fails_its_requests_and_not_the_worker(
         raise IndexError("of ours")
 
     monkeypatch.setattr(worker._models["tiny"], "hidden", broken)
-    [failed] = house.until(worker, "x")
+    with capture_logs() as capture:
+        [failed] = house.until(worker, "x")
     assert failed.failed
     assert b"Internal error" in failed.data
+    [line] = [one for one in capture if one["event"] == "sampling_step_failed"]
+    assert (line["request_ids"], line["http_request_ids"]) == (["x"], ["http-x"])
     monkeypatch.setattr(worker._models["tiny"], "hidden", real)
     [fine] = house.until(worker, house.sample("y"))
     assert not fine.failed

@@ -496,7 +496,13 @@ class Worker:
         The op may have stopped halfway, so the run is rebuilt before its next one.
         """
         self._runs.drop(job.run_id)
-        _log.error("op_failed", request_id=job.request_id, kind=job.kind, exc_info=error)
+        _log.error(
+            "op_failed",
+            request_id=job.request_id,
+            http_request_id=job.origin.http_request_id,
+            kind=job.kind,
+            exc_info=error,
+        )
         return failure(
             f"Internal error in the worker (reference {job.request_id}). The run is unharmed.",
             "server",

@@ -22,6 +22,7 @@ from redis.exceptions import TimeoutError as RedisSilent
 from redis.retry import Retry
 from tinsmith.protocol import keys
 from tinsmith.protocol.jobs import DrawnToken, Job, Kind, ModelCard, Result
+from tinsmith.protocol.origin import NOBODY, Origin
 from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
 from tinsmith.protocol.scripts import script
 
@@ -95,6 +96,8 @@ class SampleTicket:
     base_model: str
     request_id: str
     body: bytes
+    origin: Origin = NOBODY
+    submitted_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -333,8 +336,10 @@ class Queue:
     def take_samples(self, base_model: str, count: int) -> list[SampleTicket]:
         """The next sampling jobs, tenants taking turns."""
         flat = self._run("take_samples", self.worker, base_model, count, _TURN_TOKENS)
-        pairs = zip(*[iter(flat)] * 2, strict=True)
-        return [SampleTicket(base_model, request.decode(), body) for request, body in pairs]
+        return [
+            SampleTicket(base_model, request.decode(), body, _origin(origin), int(at))
+            for request, body, origin, at in zip(*[iter(flat)] * 4, strict=True)
+        ]
 
     def retake_samples(self, base_model: str) -> list[SampleTicket]:
         """Everything that was handed to us and has no result yet, whether or not we heard of it."""
@@ -344,7 +349,9 @@ class Queue:
             if body is None:  # cancelled
                 self.redis.srem(keys.held(self.worker, base_model), request_id)
             else:
-                tickets.append(SampleTicket(base_model, request_id, body))
+                origin, at = self.redis.hmget(keys.future(request_id), ["origin", "at"])
+                ticket = SampleTicket(base_model, request_id, body, _origin(origin), int(at or 0))
+                tickets.append(ticket)
         return tickets
 
     def rescue_samples(self, base_model: str) -> int:
@@ -470,8 +477,10 @@ def _taken(row: Any) -> Taken:
             kind=Kind(kind.decode()),
             num_tokens=int(tokens),
             body=body,
+            origin=_origin(origin),
+            submitted_us=int(at),
         )
-        for request, seq, kind, tokens, body in zip(*[iter(flat)] * 5, strict=True)
+        for request, seq, kind, tokens, body, origin, at in zip(*[iter(flat)] * 7, strict=True)
     ]
     return Taken(
         run_id=run_id.decode(),
@@ -482,6 +491,10 @@ def _taken(row: Any) -> Taken:
         last=int(last),
         jobs=jobs,
     )
+
+
+def _origin(told: bytes | None) -> Origin:
+    return Origin.parse((told or b"").decode())
 
 
 def _entries(answer: Any) -> list[tuple[bytes, Any]]:

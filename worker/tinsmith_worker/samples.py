@@ -99,8 +99,16 @@ class SamplingDesk:
 
     def _fail_all(self, error: Exception) -> None:
         """An error that is nobody's input: nobody in the sampler can go on from it."""
-        _log.error("sampling_step_failed", model=self.model.name, exc_info=error)
-        for request_id in self.sampler.clear():
+        lost = self.sampler.clear()
+        asked = [self._tickets[one].origin.http_request_id for one in lost]
+        _log.error(
+            "sampling_step_failed",
+            model=self.model.name,
+            request_ids=lost,
+            http_request_ids=asked,
+            exc_info=error,
+        )
+        for request_id in lost:
             sentence = f"Internal error in the worker (reference {request_id}). Sample again."
             self._finish(request_id, failure(sentence, "server"))
 
@@ -130,7 +138,12 @@ class SamplingDesk:
             sentence = "sampling_session_id: its weights were deleted; save them again."
             self._finish(ticket.request_id, failure(sentence))
         except StoreUnavailable as error:
-            _log.warning("weights_out_of_reach", request_id=ticket.request_id, error=str(error))
+            _log.warning(
+                "weights_out_of_reach",
+                request_id=ticket.request_id,
+                http_request_id=ticket.origin.http_request_id,
+                error=str(error),
+            )
             self.queue.say_why(ticket.request_id, OUT_OF_REACH)
             self._without_weights.append(ticket)
 
