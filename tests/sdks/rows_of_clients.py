@@ -125,6 +125,12 @@ def _(made: Made) -> None:
     done(sampler.compute_logprobs(prompt()))
 
 
+@row("TrainingClient.save_weights_and_get_sampling_client_submit")
+def _(made: Made) -> None:
+    sampling_session = done(made.run.save_weights_and_get_sampling_client_submit())
+    check(sampling_session, "nothing came of it")
+
+
 @row("ServiceClient.create_sampling_client")
 def _(made: Made) -> None:
     made.sampler = done(made.service.create_sampling_client(base_model=MODEL))

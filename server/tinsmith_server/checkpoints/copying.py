@@ -62,7 +62,9 @@ async def _project(service: Service, user: Caller, body: CopyWeights) -> str:
         async with service.db.begin() as sql:
             return (await open_session(sql, user, body.session_id)).project_id
     if body.destination_project_id is None:
-        raise BadRequest("destination_project_id: name a project, or a session_id and model_seq_id.")
+        raise BadRequest(
+            "destination_project_id: name a project, or a session_id and model_seq_id."
+        )
     project_id = project_name(body.destination_project_id, "destination_project_id")
     return check_project(user, project_id, "destination_project_id")
 
