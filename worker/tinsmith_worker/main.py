@@ -19,9 +19,10 @@ from tinsmith.protocol.store_layout import tokenizer_prefix
 from tinsmith_worker.engine.base_model import BaseModel, ModelRefused, load
 from tinsmith_worker.engine.budget import measure
 from tinsmith_worker.engine.sampler import Sampler
+from tinsmith_worker.lease import GONE_SHARE, Lease
 from tinsmith_worker.logs import configure_logs
 from tinsmith_worker.loop import Worker
-from tinsmith_worker.queue import Lease, Queue
+from tinsmith_worker.queue import Queue
 from tinsmith_worker.rest import rest
 from tinsmith_worker.sampler_weights import SamplerWeights
 from tinsmith_worker.samples import SamplingDesk
@@ -61,7 +62,8 @@ def work(settings: Settings) -> bool:
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    queue, store = Queue(settings.redis_url, name), Store(settings.store_url)
+    queue = Queue(settings.redis_url, name, GONE_SHARE * settings.lease_seconds)
+    store = Store(settings.store_url)
     if wrong := store.check():
         raise SettingsError(wrong)
     models = {name: _load(settings, name, folder) for name, folder in settings.models.items()}
@@ -150,6 +152,7 @@ def _card(settings: Settings, keep: Keep, model: BaseModel, teachers: list[str])
         exact=model.numerics.held,
         teachers=tuple(teachers),
         eos_token_ids=tuple(sorted(model.eos_token_ids)),
+        tied_head=model.tied_head,
     )
 
 

@@ -164,7 +164,7 @@ class Ops:
             size = checkpoint_files.size_bytes(copy, optimizer=body.optimizer)
             return Result(data=encode(SaveResult(size_bytes=size, answer=body.answer)))
         answer: Future[Result] = Future()
-        written.add_done_callback(lambda done: answer.set_result(_saved(done, body)))
+        written.add_done_callback(lambda done: answer.set_result(_saved(done, job, body)))
         return answer
 
     def work_of(self, model: BaseModel, state: RunState, job: Job) -> Work:
@@ -209,13 +209,19 @@ class Ops:
         return state
 
 
-def _saved(done: "Future[int]", body: SaveJob) -> Result:
+def _saved(done: "Future[int]", job: Job, body: SaveJob) -> Result:
     try:
         size = done.result()
     except StoreUnavailable:
         return failure(_NOT_STORED, "server")
     except Exception as error:  # noqa: BLE001 - it is told, and the run goes on
-        _log.error("save_failed", prefix=body.prefix, exc_info=error)
+        _log.error(
+            "save_failed",
+            request_id=job.request_id,
+            http_request_id=job.origin.http_request_id,
+            prefix=body.prefix,
+            exc_info=error,
+        )
         return failure(_NOT_STORED, "server")
     return Result(data=encode(SaveResult(size_bytes=size, answer=body.answer)))
 
