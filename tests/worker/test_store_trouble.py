@@ -121,7 +121,7 @@ def test_a_stop_finishes_what_is_in_work_and_leaves_nothing_to_replay(
     house.create("r")
     house.until(leaving, "r:0")
     gradient, step = house.learn("r", 1, 20), house.step("r", 2)
-    leaving._intake()
+    leaving._take()
     leaving._begin()
     leaving.drain()
     assert house.result(gradient) is not None

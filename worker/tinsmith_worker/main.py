@@ -18,9 +18,10 @@ from tinsmith.protocol.store_layout import tokenizer_prefix
 from tinsmith_worker.engine.base_model import BaseModel, ModelRefused, load
 from tinsmith_worker.engine.budget import measure
 from tinsmith_worker.engine.sampler import Sampler
+from tinsmith_worker.lease import GONE_SHARE, Lease
 from tinsmith_worker.logs import configure_logs
 from tinsmith_worker.loop import Worker
-from tinsmith_worker.queue import Lease, Queue
+from tinsmith_worker.queue import Queue
 from tinsmith_worker.rest import rest
 from tinsmith_worker.sampler_weights import SamplerWeights
 from tinsmith_worker.samples import SamplingDesk
@@ -58,7 +59,8 @@ def work(settings: Settings) -> bool:
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    queue, store = Queue(settings.redis_url, name), Store(settings.store_url)
+    queue = Queue(settings.redis_url, name, GONE_SHARE * settings.lease_seconds)
+    store = Store(settings.store_url)
     models = {name: _load(settings, name, folder) for name, folder in settings.models.items()}
     desks = {served: _desk(settings, queue, store, model) for served, model in models.items()}
     teachers = Teachers(
@@ -141,6 +143,7 @@ def _card(settings: Settings, store: Store, model: BaseModel, teachers: list[str
         exact=model.numerics.held,
         teachers=tuple(teachers),
         eos_token_ids=tuple(sorted(model.eos_token_ids)),
+        tied_head=model.tied_head,
     )
 
 

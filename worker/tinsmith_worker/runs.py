@@ -177,7 +177,7 @@ class Runs:
             try:
                 self._record(run_id, one.resident.epoch, one.prefix, one.seq_id)
             except Fenced:
-                _log.warning("run_has_moved", run_id=run_id)
+                _log.info("run_has_moved", run_id=run_id)
 
     def snapshot_all(self) -> None:
         """Before a planned stop, so that whoever adopts the runs need not replay.
@@ -197,7 +197,7 @@ class Runs:
                 self._store.write_folder(prefix, snapshot_files(state, resident.base_model))
                 self._record(run_id, resident.epoch, prefix, seq_id)
             except Fenced:
-                _log.warning("run_has_moved", run_id=run_id)
+                _log.info("run_has_moved", run_id=run_id)
             except StoreUnavailable as error:
                 _log.error("snapshot_failed", run_id=run_id, exc_info=error)
 

@@ -19,7 +19,8 @@ from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.prompt_scores import TopK
 from tinsmith_worker.engine.sampler import Finished, Sampler
 from tinsmith_worker.engine.values import InvalidInput, SampleRequest, TargetCells
-from tinsmith_worker.queue import Queue, SampleTicket
+from tinsmith_worker.queue import Queue
+from tinsmith_worker.sample_queue import SampleTicket
 from tinsmith_worker.sampler_weights import NotThere, SamplerWeights
 from tinsmith_worker.store import OUT_OF_REACH, StoreUnavailable
 
@@ -52,16 +53,16 @@ class SamplingDesk:
         """As many as have a place, and a few more: the turns of tenants are kept in the queue."""
         room = self.sampler.room + _WAITING_HERE
         if room > 0 and len(self._tickets) < self.max_jobs:
-            for ticket in self.queue.take_samples(self.model.name, room):
+            for ticket in self.queue.samples.take(self.model.name, room):
                 self._start(ticket)
 
     def retake(self) -> None:
         """After Redis was away: the answer to our last look may have been lost."""
-        for ticket in self.queue.retake_samples(self.model.name):
+        for ticket in self.queue.samples.retake(self.model.name):
             self._start(ticket)
 
     def rescue(self) -> None:
-        self.queue.rescue_samples(self.model.name)
+        self.queue.samples.rescue(self.model.name)
 
     def cancel(self, request_ids: set[str]) -> None:
         for request_id in request_ids & self._tickets.keys():
@@ -83,7 +84,7 @@ class SamplingDesk:
         for finished in answers:
             ticket = self._tickets[finished.request_id]
             if records := _records(finished, ticket.body):
-                self.queue.keep_sequences(
+                self.queue.samples.keep_sequences(
                     records
                 )  # before the answer: a loss may ask for them at once
             self._finish(finished.request_id, _result(finished, ticket.body))
@@ -95,7 +96,7 @@ class SamplingDesk:
             if process := self._streams.get(one.request_id):
                 by_process.setdefault(process, []).append(DrawnToken(**vars(one)))
         if by_process:
-            self.queue.tell_tokens(by_process)
+            self.queue.samples.tell_tokens(by_process)
 
     def _fail_all(self, error: Exception) -> None:
         """An error that is nobody's input: nobody in the sampler can go on from it."""
@@ -180,7 +181,7 @@ class SamplingDesk:
 
     def _finish(self, request_id: str, result: Result) -> None:
         self._streams.pop(request_id, None)
-        self.queue.sample_done(self._tickets.pop(request_id), result)
+        self.queue.samples.done(self._tickets.pop(request_id), result)
 
 
 def _targets(job: SampleJob) -> TargetCells | None:

@@ -195,6 +195,8 @@ class ModelCard(Body, kw_only=True, frozen=True):
     """Base models that the runs of this one may be taught by."""
     eos_token_ids: tuple[int, ...] = ()
     """Any of these ends a sample that names no stop of its own."""
+    tied_head: bool = False
+    """Its unembedding is its embedding: one tensor."""
 
 
 def encode(value: object) -> bytes:

@@ -10,7 +10,7 @@
 | res:{request} | STRING | response bytes, ready to send, expiring |
 | owned:{worker} | SET | runs that the worker is home to |
 | inbox:{worker} | LIST | wake-ups: ids of runs whose next op is ready |
-| lease:{worker} | STRING PX | liveness |
+| lease:{worker} | STRING PX | liveness: `connection` and the number of the one that renews it |
 | vitals:{worker} | HASH PX | what it takes of its machine (worker/vitals.py) |
 | drain:{worker} | STRING, a day, renewed | that it is to leave, or has left and rests |
 | drained | ZSET | workers that rest, by the second in which they were last heard of |

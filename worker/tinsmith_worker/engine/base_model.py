@@ -60,6 +60,7 @@ class BaseModel(ABC):
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
         self.max_context_length: int = config.max_position_embeddings
+        self.tied_head = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         self.num_parameters = sum(one.numel() for one in model.parameters())
         self.kv_bytes_per_token = _kv_bytes(config, model.dtype)
         self.attention_bytes_per_key: int = (
