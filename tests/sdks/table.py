@@ -1,7 +1,14 @@
 """The compatibility table, from what the tests found."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
+from tests.sdks.environments import COLUMNS, ROOT
+
+RESULTS = ROOT / "results"
+"""What came of each row, a file a column."""
+_PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 _DELETES = "tinker checkpoint delete {another} -y"
 _LIST = "A mistake of that SDK: `delete` calls its own command `list` where Python's is meant."
 _LOOP = "A mistake of that SDK: this `_async` form can be awaited on the SDK's own event loop only."
@@ -63,3 +70,8 @@ Refused with a sentence, whatever the version: image and audio chunks (the model
 `tinker checkpoint push-hf`, which needs a hub. `dimuon` and `stable_reinforce` run rules of our own, because
 theirs are not published: see [losses.md](losses.md). SDKs that know no sessions (0.1.5) are not served.
 """
+
+
+if __name__ == "__main__":
+    found = {one: json.loads((RESULTS / f"{one}.json").read_text()) for one in COLUMNS}
+    _PAGE.write_text(render(found))

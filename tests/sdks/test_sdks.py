@@ -1,42 +1,27 @@
-"""Every public method, by every SDK and by the thin client, against the real service; and the table of it.
+"""Every public method, by every SDK and by the thin client, against the real service.
 
-`make test-sdks` runs it. What an old version cannot do here stands in EXCEPTIONS with its reason, and
-anything else that does not work is a failure.
+`make test-sdks` runs it, and makes the table of what it found when all of it passed. What an old version
+cannot do here stands in EXCEPTIONS with its reason, and anything else that does not work is a failure.
 """
 
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.contract.conftest import BASE_MODEL, Service
 from tests.contract.conftest import service as service
-from tests.sdks.environments import COLUMNS, ROOT, THIN, python_of
-from tests.sdks.table import EXCEPTIONS, render
+from tests.sdks.environments import COLUMNS, THIN, python_of
+from tests.sdks.table import EXCEPTIONS, RESULTS
 
 REPOSITORY = Path(__file__).parents[2]
-TABLE = REPOSITORY / "docs" / "compatibility.md"
 _LIMIT_SECONDS = 1200
 
 
-@pytest.fixture(scope="module")
-def results() -> Iterator[Path]:
-    """A file for each version that ran; the table is written when all of them have."""
-    folder = ROOT / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    files = [folder / f"{version}.json" for version in COLUMNS]
-    if all(file.exists() for file in files):
-        TABLE.write_text(render({file.stem: json.loads(file.read_text()) for file in files}))
-
-
 @pytest.mark.parametrize("version", COLUMNS)
-def test_every_method_works_or_says_why_not(
-    version: str, service: Service, results: Path, tmp_path: Path
-) -> None:
+def test_every_method_works_or_says_why_not(version: str, service: Service, tmp_path: Path) -> None:
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
@@ -48,10 +33,9 @@ def test_every_method_works_or_says_why_not(
         "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'client'}",
         "SDK_MODULE": "tinsmith" if version == THIN else "tinker",
     }
-    (tmp_path / BASE_MODEL).parent.mkdir()
-    (tmp_path / BASE_MODEL).symlink_to(
-        service.data_dir / "tiny"
-    )  # where its tokenizer is looked for
+    model = tmp_path / BASE_MODEL  # where its tokenizer is looked for
+    model.parent.mkdir()
+    model.symlink_to(service.data_dir / "tiny")
     done = subprocess.run(
         [python_of(version), "-m", "tests.sdks.exercise"],
         cwd=tmp_path,
@@ -64,7 +48,8 @@ def test_every_method_works_or_says_why_not(
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)
     rows = answer["rows"]
-    (results / f"{version}.json").write_text(json.dumps(rows))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{version}.json").write_text(json.dumps(rows))
     wrong = {
         name: answer
         for name, answer in rows.items()
