@@ -125,6 +125,8 @@ class Store:
 
         A store that is out of reach, or full, is no reason not to begin.
         """
+        if isinstance(self._store, LocalStore):
+            return None
         try:
             next(iter(obstore.list(self._store, prefix=PROBE)), None)
             obstore.put(self._store, PROBE, b"")
