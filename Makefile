@@ -38,13 +38,15 @@ CHAOS ?= --seed 1 --kills 40
 chaos: $(STAMP)  ## Kill what can be killed, for minutes, and compare bit by bit; CHAOS="--seed 7 --kills 60"
 	TINKER_TELEMETRY=0 PYTHONWARNINGS=ignore::FutureWarning $(BIN)/python -m tests.chaos $(CHAOS)
 
-test-sdks: $(STAMP)  ## Every method by SDKs from 0.6.3 on, each in .sdks/; writes docs/compatibility.md
+test-sdks: $(STAMP)  ## Every method by SDKs from 0.6.3 on and by ours; writes docs/compatibility.md
 	rm -rf .sdks/results
 	$(BIN)/pytest -q tests/sdks
+	$(BIN)/python -m tests.sdks.table
 
 test-cookbook: $(STAMP)  ## tinker_cookbook's recipes, unmodified, in .cookbooks/; each must learn
 	rm -f .cookbooks/figures.json
 	$(BIN)/pytest -q tests/cookbook
+	$(BIN)/python -m tests.cookbook.page
 
 fuzz: $(STAMP)  ## Hundreds of requests to every route, against the OpenAPI document
 	FUZZ_EXAMPLES=200 $(BIN)/pytest -q tests/contract/test_openapi.py tests/contract/test_protobuf_fuzz.py

@@ -121,6 +121,8 @@ class Transport:
                 failure = self._connection_error(error)
             else:
                 self._answered = True
+                if note := answer.headers.get("x-deprecation-note"):
+                    _LOG.warning("%s", note)
                 pending = path == "/retrieve_future" and answer.status_code == _PENDING
                 if answer.is_success or pending:
                     return answer

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from tinsmith_server.app import create_app
 from tinsmith_server.exposure import check_exposure
 from tinsmith_server.settings import Settings
+from tinsmith_server.storage import check_store
 
 _LEAVE_WITHIN_SECONDS = 10
 
@@ -34,6 +35,7 @@ class _Server(uvicorn.Server):
 def run_api(settings: Settings, host: str, port: int) -> None:
     check_exposure(settings)
     app = create_app(settings)
+    check_store(settings)
     config = uvicorn.Config(
         app,
         host=host,

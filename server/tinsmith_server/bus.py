@@ -25,6 +25,7 @@ from tinsmith.protocol.jobs import Content, Job, Kind, ModelCard, Result, failur
 from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
 from tinsmith.protocol.scripts import script
 
+from tinsmith_server.asking import ORIGIN
 from tinsmith_server.limits import Bounds, Refusal
 
 RESULT_TTL_MS = 6 * 3600 * 1000
@@ -103,7 +104,8 @@ class Bus:
     ) -> None:
         head = [job.request_id, job.run_id, job.seq_id, job.kind, tenant, base_model]
         tail = [job.num_tokens, job.body, state, result.content, result.data, RESULT_TTL_MS]
-        answer = await self._submit(keys=[], args=[*head, *tail, *bounds.rows()])
+        origin = str(ORIGIN.get()())
+        answer = await self._submit(keys=[], args=[*head, *tail, origin, *bounds.rows()])
         if answer == b"norun":
             raise NotFound(f"model_id: there is no training run {job.run_id!r}.")
         if answer == b"ahead":
@@ -127,7 +129,8 @@ class Bus:
         result, state = refused or Result(data=b""), "failed" if refused else "waiting"
         head = [job.request_id, job.run_id, tenant, base_model, clone_id, job.seq_id]
         tail = [job.num_tokens, width, job.body, state, result.content, result.data, RESULT_TTL_MS]
-        _raise_refusal(await self._submit_sample(keys=[], args=[*head, *tail, *bounds.rows()]))
+        args = [*head, *tail, str(ORIGIN.get()()), *bounds.rows()]
+        _raise_refusal(await self._submit_sample(keys=[], args=args))
 
     async def refusals(self, request_id: str) -> Refusal | None:
         """Why other requests of the scopes that this one waits in are refused just now."""

@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -21,7 +22,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tinsmith.protocol.errors import Unauthorized
+from tinsmith.protocol.origin import Origin
 
+from tinsmith_server.asking import ORIGIN
 from tinsmith_server.exposure import is_loopback
 from tinsmith_server.service import Served, Service
 from tinsmith_server.status import WorkerStatus, status
@@ -121,6 +124,7 @@ class Observed:
 
         # Never unbound: an unexpected error is logged further out, and the next request binds its own.
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        ORIGIN.set(partial(Origin, request_id))
         try:
             await self._app(scope, receive, observed)
         finally:

@@ -31,6 +31,8 @@ def main(
                 cluster, clients=clients, steps=steps, plan=plan, others=others, seed=seed
             )
             typer.echo(f"seed {seed}: {report.summary()}")
+            for line in report.longest(5):
+                typer.echo(f"  {line}")
             check(cluster, report, kills)
             typer.echo("Every client read what its undisturbed twin read, to the last bit.")
 

@@ -51,7 +51,8 @@ class Balancer:
                 there = await asyncio.open_connection("127.0.0.1", port)
             except OSError:  # killed just now, or not there again yet
                 continue
-            await asyncio.gather(_pipe(reader, there[1]), _pipe(there[0], writer))
+            with contextlib.suppress(asyncio.CancelledError):  # the balancer itself ends
+                await asyncio.gather(_pipe(reader, there[1]), _pipe(there[0], writer))
             return
         writer.close()
 

@@ -4,7 +4,7 @@ import io
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -13,7 +13,7 @@ from tinsmith.protocol.paths import TinkerPath
 from tests.chaos.auditor import Auditor
 from tests.chaos.client import Client, Wait
 from tests.chaos.cluster import Cluster
-from tests.chaos.monkey import Blow, Monkey
+from tests.chaos.monkey import ZOMBIE_SECONDS, Blow, Monkey
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Report:
     @property
     def longest_wait_seconds(self) -> float:
         """From a worker's death to the answer of a request that was under way then."""
-        deaths = [blow.at for blow in self.blows if blow.what.startswith("worker")]
-        return max((_after(death, self._waits) for death in deaths), default=0.0)
+        return max((after for _, after in self._after_deaths()), default=0.0)
 
     def summary(self) -> str:
         return (
@@ -41,13 +40,30 @@ class Report:
             f"disk {sum(client.refused_saves for client in self.clients)}"
         )
 
+    def longest(self, count: int) -> Iterator[str]:
+        """The waits that were longest after a death, one for each, with all that fell meanwhile."""
+        told: set[float] = set()
+        for wait, after in sorted(self._after_deaths(), key=lambda one: -one[1]):
+            death = wait.ended - after
+            if len(told) < count and death not in told:
+                told.add(death)
+                fell = [
+                    f"{blow.what} {blow.at - death:+.1f} s"
+                    for blow in self.blows
+                    if death - ZOMBIE_SECONDS <= blow.at < wait.ended
+                ]
+                yield f"{after:.1f} s for {wait.what}: {', '.join(fell)}"
+
+    def _after_deaths(self) -> Iterator[tuple[Wait, float]]:
+        """Each wait with a worker's death in it, from the first such death on."""
+        deaths = [blow.at for blow in self.blows if blow.what.startswith("worker")]
+        for wait in self._waits:
+            if spanned := [death for death in deaths if wait.began <= death < wait.ended]:
+                yield wait, wait.ended - spanned[0]
+
     @property
     def _waits(self) -> list[Wait]:
         return [wait for client in self.clients for wait in client.waits]
-
-
-def _after(death: float, waits: Sequence[Wait]) -> float:
-    return max((one.ended - death for one in waits if one.began <= death < one.ended), default=0.0)
 
 
 def drill(

@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import hashlib
+import html
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,10 +24,10 @@ from tinsmith_server.accounts.oidc import Provider
 from tinsmith_server.accounts.oidc_settings import OidcSettings
 from tinsmith_server.accounts.organizations import organization_named
 from tinsmith_server.accounts.roles import Role
-from tinsmith_server.accounts.tables import Member, User
+from tinsmith_server.accounts.tables import Identity, Invitation, Member, User
 from tinsmith_server.settings import Settings, SettingsError
 
-from tests.console.conftest import URL, Browser, join, running, set_up
+from tests.console.conftest import PASSWORD, URL, Browser, join, running, set_up
 
 ISSUER = "https://id.example.org/realm"
 ID, SECRET = "tinsmith", "s3cret"
@@ -107,13 +109,17 @@ class SmallProvider:
 async def signing_in(
     settings: Settings, provider: SmallProvider, **policy: Any
 ) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    """A set-up service whose owner is ada@example.org, and a client of the provider."""
+    """A set-up service whose owner is ada@example.org, subject 7 there, and a client of the provider."""
     oidc = OidcSettings(issuer=ISSUER, client_id=ID, client_secret=SECRET, **policy)
     async with running(replace(settings, oidc=oidc, public_url=URL)) as app:
         transport = httpx.ASGITransport(app=provider.app())
         app.state.service.oidc = Provider(oidc, transport)
         async with Browser(app) as owner:
             await set_up(owner, settings)
+        async with app.state.service.db.begin() as sql:
+            ada = await members.user_of(sql, "ada@example.org")
+            assert ada is not None
+            sql.add(Identity(issuer=ISSUER, subject="7", user_id=ada.id))
         async with httpx.AsyncClient(transport=transport) as http:
             yield app, http
 
@@ -143,6 +149,109 @@ def test_a_member_signs_in_and_lands_where_they_wanted(settings: Settings) -> No
     asyncio.run(flow())
 
 
+def test_an_account_stays_with_its_subject_whatever_addresses_become(settings: Settings) -> None:
+    """Ada moves to another address there and Eve to hers: each is who they were."""
+
+    async def flow() -> None:
+        provider = SmallProvider(email="eve@example.org", claims={"sub": "666"})
+        async with signing_in(settings, provider) as (app, http):
+            async with app.state.service.db.begin() as sql:
+                where = await organization_named(sql, "default")
+                row, _ = members.invitation_to(where.id, Role.VIEWER, "eve@example.org", None)
+                sql.add(row)
+            for email, sub, name in (
+                ("eve@example.org", "666", "eve@example.org, viewer"),
+                ("lovelace@example.org", "7", "ada@example.org, owner"),
+                ("ada@example.org", "666", "eve@example.org, viewer"),
+            ):
+                provider.email, provider.claims = email, {"sub": sub}
+                async with Browser(app) as browser:
+                    answer = await come_back(browser, await leave(browser, http))
+                    assert answer.status_code == 303
+                    assert f"{name} of default" in (await browser.get("/account")).text
+            async with app.state.service.db.begin() as sql:
+                assert len((await sql.scalars(select(User))).all()) == 2
+
+    asyncio.run(flow())
+
+
+def test_an_invitation_to_somebody_else_is_not_taken_by_a_new_address(settings: Settings) -> None:
+    async def flow() -> None:
+        provider = SmallProvider(email="boss@example.org")
+        async with signing_in(settings, provider) as (app, http), Browser(app) as browser:
+            async with app.state.service.db.begin() as sql:
+                where = await organization_named(sql, "labs")
+                row, _ = members.invitation_to(where.id, Role.OWNER, "boss@example.org", None)
+                sql.add(row)
+            assert (await come_back(browser, await leave(browser, http))).status_code == 303
+            async with app.state.service.db.begin() as sql:
+                assert (await sql.scalars(select(Invitation.used_at).where(
+                    Invitation.email == "boss@example.org"))).all() == [None]  # fmt: skip
+
+    asyncio.run(flow())
+
+
+CONTINUE = re.compile(r'role="button" href="([^"]+)">Continue')
+
+
+async def link(browser: Browser, http: httpx.AsyncClient, password: str) -> httpx.Response:
+    """From the page Account to the provider and back."""
+    page = await browser.submit("/account/provider", password=password)
+    found = CONTINUE.search(page.text)
+    if found is None:
+        return page
+    there = await http.get(html.unescape(found[1]))
+    return await come_back(browser, there.headers["location"])
+
+
+def test_whoever_has_an_account_links_it_with_their_password(settings: Settings) -> None:
+    async def flow() -> None:
+        provider = SmallProvider(email="grace@work.example", claims={"sub": "8"})
+        async with signing_in(settings, provider) as (app, http):
+            grace, _ = await join(app, "grace@example.org", Role.MEMBER)
+            wrong = await link(grace, http, "not my password")
+            assert (wrong.status_code, "Continue" in wrong.text) == (400, False)
+            assert (await link(grace, http, PASSWORD)).status_code == 303
+            assert (await link(grace, http, PASSWORD)).status_code == 400
+            await grace.aclose()
+            async with Browser(app) as browser:
+                assert (await come_back(browser, await leave(browser, http))).status_code == 303
+                assert "grace@example.org, member" in (await browser.get("/account")).text
+                answer = await browser.submit("/account/provider/off", password="not mine at all")
+                assert answer.status_code == 400
+                answer = await browser.submit("/account/provider/off", password=PASSWORD)
+                assert answer.status_code == 303
+            async with Browser(app) as browser:
+                assert (await come_back(browser, await leave(browser, http))).status_code == 403
+
+    asyncio.run(flow())
+
+
+def test_a_link_is_made_by_the_browser_that_asked_for_it_alone(settings: Settings) -> None:
+    """Or a foreign identity could be planted in an account, or somebody's taken into one's own."""
+
+    async def flow() -> None:
+        provider = SmallProvider(email="eve@example.org", claims={"sub": "8"})
+        async with signing_in(settings, provider) as (app, http):
+            grace, _ = await join(app, "grace@example.org", Role.MEMBER)
+            eve, _ = await join(app, "eve@example.org", Role.MEMBER)
+            page = await eve.submit("/account/provider", password=PASSWORD)
+            found = CONTINUE.search(page.text)
+            assert found is not None
+            back = (await http.get(html.unescape(found[1]))).headers["location"]
+            grace.cookies.set("tinsmith-oidc", eve.cookies["tinsmith-oidc"])
+            assert (await come_back(grace, back)).status_code == 403
+            grace.cookies.delete("tinsmith-oidc")
+            provider.claims = {"sub": "7"}
+            assert (await link(grace, http, PASSWORD)).status_code == 400
+            await grace.aclose()
+            await eve.aclose()
+            async with app.state.service.db.begin() as sql:
+                assert (await sql.scalars(select(Identity.subject))).all() == ["7"]
+
+    asyncio.run(flow())
+
+
 LIES: dict[str, dict[str, Any]] = {
     "another nonce": {"claims": {"nonce": "other"}},
     "no nonce": {"claims": {"nonce": None}},
@@ -163,7 +272,11 @@ LIES: dict[str, dict[str, Any]] = {
     "verification not told": {"claims": {"email_verified": None}},
     "no address": {"claims": {"email": None}},
     "odd address": {"claims": {"email": ["ada@example.org"]}},
-    "a stranger": {"email": "eve@example.org"},
+    "no subject": {"claims": {"sub": None}},
+    "an empty subject": {"claims": {"sub": ""}},
+    "an odd subject": {"claims": {"sub": 7}},
+    "a stranger": {"email": "eve@example.org", "claims": {"sub": "8"}},
+    "a stranger under a member's address": {"claims": {"sub": "8"}},
     "another realm": {"issuer": "https://id.example.org/other"},
 }  # fmt: skip
 
@@ -228,7 +341,7 @@ def test_an_invitation_to_the_address_is_taken_and_an_open_one_is_not(
     settings: Settings, to: str | None, code: int
 ) -> None:
     async def flow() -> None:
-        provider = SmallProvider(email="grace@example.org")
+        provider = SmallProvider(email="grace@example.org", claims={"sub": "8"})
         async with signing_in(settings, provider) as (app, http), Browser(app) as browser:
             async with app.state.service.db.begin() as sql:
                 where = await organization_named(sql, "labs")
@@ -256,7 +369,8 @@ def test_an_invitation_to_the_address_is_taken_and_an_open_one_is_not(
 )
 def test_a_domain_that_is_open_makes_viewers(settings: Settings, email: str, code: int) -> None:
     async def flow() -> None:
-        provider, labs = SmallProvider(email=email), frozenset({"labs.example.org"})
+        provider = SmallProvider(email=email, claims={"sub": "8"})
+        labs = frozenset({"labs.example.org"})
         async with (
             signing_in(settings, provider, domains=labs) as (app, http),
             Browser(app) as browser,
@@ -271,12 +385,13 @@ def test_a_domain_that_is_open_makes_viewers(settings: Settings, email: str, cod
 
 def test_a_removed_member_does_not_come_back_by_the_provider(settings: Settings) -> None:
     async def flow() -> None:
-        provider = SmallProvider(email="grace@example.org")
+        provider = SmallProvider(email="grace@example.org", claims={"sub": "8"})
         async with signing_in(settings, provider) as (app, http), Browser(app) as browser:
             await join(app, "grace@example.org", Role.MEMBER)
             async with app.state.service.db.begin() as sql:
                 user = await members.user_of(sql, "grace@example.org")
                 assert user is not None
+                sql.add(Identity(issuer=ISSUER, subject="8", user_id=user.id))
                 [row] = (await sql.scalars(select(Member).where(Member.user_id == user.id))).all()
                 await sql.delete(row)
             assert (await come_back(browser, await leave(browser, http))).status_code == 403

@@ -64,7 +64,7 @@ class Service:
         return httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=60)
 
 
-def save_tiny(folder: Path, seed: int) -> Path:
+def save_tiny(folder: Path, seed: int, tied: bool = False) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -76,7 +76,7 @@ def save_tiny(folder: Path, seed: int) -> Path:
         max_position_embeddings=CONTEXT,
         eos_token_id=1,
         bos_token_id=0,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     words = {f"w{index}": index for index in range(VOCAB)}

@@ -1,7 +1,7 @@
 """Stands between a client and the service, passes everything on, and remembers what came in which order."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,8 +11,13 @@ _PASSED_ON = ("content-type", "content-encoding", "accept", "x-api-key")
 
 
 @contextmanager
-def recording_proxy(url: str) -> Iterator[tuple[str, list[tuple[str, httpx.Request]]]]:
-    """Its own address, and (path, request) of everything so far, in order of arrival."""
+def recording_proxy(
+    url: str, without: Container[str] = ()
+) -> Iterator[tuple[str, list[tuple[str, httpx.Request]]]]:
+    """Its own address, and (path, request) of everything so far, in order of arrival.
+
+    Paths in `without` answer 404 with a page of HTML, as a service that never heard of them.
+    """
     arrived: list[tuple[str, httpx.Request]] = []
 
     class Proxy(BaseHTTPRequestHandler):
@@ -23,6 +28,9 @@ def recording_proxy(url: str) -> Iterator[tuple[str, list[tuple[str, httpx.Reque
             headers = {name: self.headers[name] for name in _PASSED_ON if name in self.headers}
             request = service.build_request(self.command, self.path, content=body, headers=headers)
             arrived.append((self.path.removeprefix("/api/v1"), request))
+            if arrived[-1][0] in without:
+                self.send_error(404)
+                return
             answer = service.send(request)
             self.send_response(answer.status_code)
             self.send_header("content-type", answer.headers.get("content-type", ""))

@@ -22,11 +22,11 @@ from tinsmith.distill import (
     Rollout,
     Teacher,
 )
-from tinsmith.distill import connection as connections
 from tinsmith.distill.divergence import divergence
 from tinsmith.distill.returns import minillm
 
 from tests.contract.conftest import BASE_MODEL, SECOND_MODEL, VOCAB, Service
+from tests.contract.recording_proxy import recording_proxy
 
 PROMPTS = ["w5 w9 w14", "w7 w31", "w4 w8 w15 w16", "w60 w61"]
 
@@ -224,21 +224,29 @@ def test_the_share_that_the_student_completes_is_exact(thin: ServiceClient) -> N
         made.step(PROMPTS)
 
 
-def test_without_the_extension_plain_calls_do_it_and_say_so(
-    thin: ServiceClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def bare(run: Any) -> connections.Connection:
-        return connections.Connection(run.base_url, run.api_key, {}, frozenset(), {})
-
-    monkeypatch.setattr("tinsmith.distill.distiller.connect", bare)
-    run = student(thin)
-    made = distiller(run, Teacher(SECOND_MODEL, tokenizer=run.get_tokenizer()), GKD())
-    assert "top 20 and a tail" in made.support
-    assert made.step(PROMPTS).metrics["divergence"] > 0
-    with pytest.raises(ValueError, match="does not offer x_distill_jsd"):
-        distiller(run, SECOND_MODEL, GKD(), backend="service")
-    with pytest.raises(ValueError, match="temperature"):
-        distiller(run, SECOND_MODEL, GKD(temperature=2.0))
+def test_without_the_extension_plain_calls_do_it_and_say_so(service: Service) -> None:
+    """In front of the service stands an HTTP server that answers 404 to what Tinker does not have."""
+    with (
+        recording_proxy(service.url, without={"/extensions"}) as (url, arrived),
+        ServiceClient(base_url=url, api_key=service.api_key) as client,
+    ):
+        run = student(client)
+        teacher = Teacher(SECOND_MODEL, tokenizer=run.get_tokenizer())
+        with distiller(run, teacher, GKD()) as made:
+            assert "top 20 and a tail" in made.support
+            assert made.step(PROMPTS).metrics["divergence"] > 0
+        with distiller(run, teacher, MiniLLM(top_k=8)) as made:
+            assert made.support.count("plain Tinker calls") == 2
+            assert made.step(PROMPTS).metrics["grad_norm"] > 0
+        with pytest.raises(ValueError, match="does not offer x_distill_jsd"):
+            distiller(run, SECOND_MODEL, GKD(), backend="service")
+        with pytest.raises(ValueError, match="temperature"):
+            distiller(run, SECOND_MODEL, GKD(temperature=2.0))
+        with pytest.raises(ValueError, match="x_distill_uld"):
+            distiller(run, SECOND_MODEL, GOLD(mode="gold"))
+    asked = [path for path, _ in arrived]
+    assert "/extensions" in asked
+    assert "/forward_backward" in asked
 
 
 @pytest.mark.parametrize(

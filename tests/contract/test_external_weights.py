@@ -257,6 +257,29 @@ def test_a_copy_that_is_sent_again_is_the_same_copy(
     assert twice[0]["tinker_path"].endswith("/sampler_weights/again")
 
 
+def test_older_sdks_copy_into_the_project_of_a_session(
+    run: tinker.TrainingClient, rest: tinker.RestClient, service: Service
+) -> None:
+    source = run.save_weights_for_sampler("older").result(60).path
+    body = {"source_path": source, "model_seq_id": 3}
+    with service.http() as http, service.http(service.other_key) as stranger:
+        made = http.post("/create_session", json={"project_id": "older", "sdk_version": "0.33.1"})
+        body["session_id"] = made.json()["session_id"]
+        # These send another X-Idempotency-Key each time: session and number are the key.
+        twice = [
+            http.post("/copy_weights", json=body, headers={"X-Idempotency-Key": key}).json()
+            for key in "kl"
+        ]
+        next_one = http.post("/copy_weights", json=body | {"model_seq_id": 4}).json()
+        assert stranger.post("/copy_weights", json=body).status_code == 404
+        nowhere = http.post("/copy_weights", json={"source_path": source})
+        assert (nowhere.status_code, "destination_project_id" in nowhere.text) == (400, True)
+    assert twice[0] == twice[1] != next_one
+    found = rest.list_training_runs(project_id="older").result(30).training_runs
+    paths = {twice[0]["tinker_path"], next_one["tinker_path"]}
+    assert {one.training_run_id for one in found} == {path.split("/")[2] for path in paths}
+
+
 @pytest.mark.parametrize("kind", ["training", "external"])
 def test_the_command_line_downloads(
     run: tinker.TrainingClient, service: Service, tmp_path: Path, kind: str

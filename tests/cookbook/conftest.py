@@ -4,19 +4,21 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tests.contract.conftest import Service, running_service
 from tests.cookbook.data import write_data
-from tests.cookbook.environments import ROOT, VERSION, package_of, python_of
+from tests.cookbook.environments import OLDER, ROOT, VERSION, package_of, python_of
 from tests.cookbook.models import make_model
-from tests.cookbook.page import Figures
+from tests.cookbook.page import FILE, Figures
 
 STUDENT = "Qwen/Qwen3-4B-Instruct-2507"
 TEACHER = "Qwen/Qwen3-30B-A3B-Instruct-2507"
+PROMPTED = "Qwen/Qwen3.6-35B-A3B"
+"""Whom prompt_distillation asks: the recipe takes no other name."""
 _LIMIT_SECONDS = 400
 
 
@@ -44,6 +46,7 @@ class Cookbook:
     folder: Path
     """Where recipes run."""
     figures: Figures
+    version: str = VERSION
 
     def python(self, *arguments: str) -> str:
         """What it printed, stdout and stderr; it must end well."""
@@ -59,7 +62,7 @@ class Cookbook:
             "OMP_WAIT_POLICY": "PASSIVE",
         }
         done = subprocess.run(
-            [python_of(VERSION), *arguments],
+            [python_of(self.version), *arguments],
             env=environment,
             cwd=self.folder,
             text=True,
@@ -74,6 +77,7 @@ class Cookbook:
     def recipe(self, module: str, log: str, **options: object) -> Run:
         """Runs it as a user would; the log folder's name is the run's."""
         words = [f"{name}={value}" for name, value in options.items()]
+        log = log if self.version == VERSION else f"{log}-{self.version}"
         module, path = f"tinker_cookbook.recipes.{module}", self.folder / "logs" / log
         self.python("-m", module, f"log_path={path}", *words)
         lines = (path / "metrics.jsonl").read_text().splitlines()
@@ -88,6 +92,7 @@ def cookbook(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Itera
         STUDENT: make_model(models / "student", 0, "0123456789"),
         TEACHER: make_model(models / "teacher", 1, "77789"),
     }
+    served[PROMPTED] = served[TEACHER]
     for name, made in served.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(made)
@@ -95,6 +100,10 @@ def cookbook(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Itera
     data_dir = tmp_path_factory.mktemp("service")
     settings = {"TINSMITH_FWDBWD_MAX_CHUNK_LEN": "128", "TINSMITH_MAX_SAMPLING_SLOTS": "64"}
     with running_service(data_dir, valkey_url, served, TINSMITH_MODEL_ALIASES="", **settings) as up:
-        figures = Figures.read(ROOT / "figures.json")
-        yield Cookbook(up, folder, figures)
-    figures.write_page()
+        yield Cookbook(up, folder, Figures.read(FILE))
+
+
+@pytest.fixture(params=[VERSION, OLDER])
+def each_cookbook(request: pytest.FixtureRequest, cookbook: Cookbook) -> Cookbook:
+    """The version that every recipe runs with, then an older one."""
+    return replace(cookbook, version=request.param)

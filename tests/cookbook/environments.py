@@ -11,7 +11,7 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / ".cookbooks"
-VERSION = "0.6.1"
+VERSION, OLDER = "0.6.1", "0.5.8"
 NEEDS = (
     "blobfile>=3",
     "chz>=0.4",
@@ -25,6 +25,8 @@ NEEDS = (
     "termcolor>=2",
     "tiktoken>=0.12",
 )
+ITS_OWN = {OLDER: ("transformers==5.5.4",)}
+"""What a version asks for that the tests' environment has in another version."""
 
 
 def python_of(version: str) -> Path:
@@ -37,7 +39,7 @@ def python_of(version: str) -> Path:
         (packages / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
         pip = [python, "-m", "pip", "install", "-q"]
         subprocess.run([*pip, "--no-deps", f"tinker_cookbook=={version}"], check=True)
-        subprocess.run([*pip, *NEEDS], check=True)
+        subprocess.run([*pip, *NEEDS, *ITS_OWN.get(version, ())], check=True)
         stamp.touch()
     return python
 

@@ -10,8 +10,8 @@ def below(name: str, **options: object) -> dict[str, object]:
     return {f"{name}.{key}": value for key, value in options.items()}
 
 
-def test_sl_basic_lowers_the_loss(cookbook: Cookbook) -> None:
-    run = cookbook.recipe(
+def test_sl_basic_lowers_the_loss(each_cookbook: Cookbook) -> None:
+    run = each_cookbook.recipe(
         "sl_basic",
         "sl_basic",
         model_name=STUDENT,
@@ -31,8 +31,8 @@ def test_sl_loop_lowers_the_loss(cookbook: Cookbook) -> None:
     assert last < first - 1
 
 
-def test_rl_basic_raises_the_reward(cookbook: Cookbook) -> None:
-    run = cookbook.recipe(
+def test_rl_basic_raises_the_reward(each_cookbook: Cookbook) -> None:
+    run = each_cookbook.recipe(
         "rl_basic",
         "rl_basic",
         model_name=STUDENT,

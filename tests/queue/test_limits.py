@@ -100,9 +100,9 @@ def test_nothing_is_counted_any_more_once_everything_has_its_result(ends: Ends) 
         worker.done(job(seq), 1, Result(data=b""))
         worker.done(job(seq), 1, Result(data=b""))
     assert worker.close_gap(RUN, 1, failure("missing"), failure("behind")) == 3
-    [ticket, _] = worker.take_samples(BASE, 2)
-    worker.sample_done(ticket, Result(data=b""))
-    worker.sample_done(ticket, Result(data=b""))
+    [ticket, _] = worker.samples.take(BASE, 2)
+    worker.samples.done(ticket, Result(data=b""))
+    worker.samples.done(ticket, Result(data=b""))
     ends.call(ends.bus.cancel("s:sample:0:1"))
     assert counted(ends) == {}
 
@@ -172,7 +172,7 @@ def test_the_state_of_the_service_in_one_look(ends: Ends) -> None:
     worker = ends.worker("a")
     assert worker.adopt_orphans([BASE]) == {RUN}
     ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0, server))
-    worker.take_samples(BASE, 1)
+    worker.samples.take(BASE, 1)
     ends.taken(worker)
     worker.done(job(0, Kind.CREATE_MODEL), 2, Result(data=b""), logged=True)
     found = ends.call(status(ends.bus))

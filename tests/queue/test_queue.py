@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextvars import copy_context
 from dataclasses import replace
 
 import pytest
 from tinsmith.protocol import keys
 from tinsmith.protocol.errors import BadRequest, NotFound
 from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result, failure
+from tinsmith.protocol.origin import Origin
+from tinsmith_server.asking import ORIGIN
 from tinsmith_server.bus import Bus
 from tinsmith_worker.queue import Fenced, Queue, Taken
 
@@ -30,7 +33,7 @@ class Ends:
         self.call(self.bus.redis.flushall())
 
     def call(self, coroutine: object) -> object:
-        return self.runner.run(coroutine)  # type: ignore[arg-type]
+        return self.runner.run(coroutine, context=copy_context())  # type: ignore[arg-type]
 
     def submit(self, *seqs: int) -> None:
         for seq in seqs:
@@ -249,13 +252,13 @@ def test_a_sampling_job_of_a_dead_worker_is_rescued_and_answered_once(ends: Ends
     dead = ends.worker("a")
     ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0))
     ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0))
-    assert [ticket.body for ticket in dead.take_samples(BASE, 5)] == [b"prompt"]
+    assert [ticket.body for ticket in dead.samples.take(BASE, 5)] == [b"prompt"]
     dead.redis.delete(keys.lease("a"))
     heir = ends.worker("b")
-    assert heir.rescue_samples(BASE) == 1
-    [ticket] = heir.take_samples(BASE, 5)
-    heir.sample_done(ticket, Result(data=b"text"))
-    dead.sample_done(ticket, Result(data=b"late"))
+    assert heir.samples.rescue(BASE) == 1
+    [ticket] = heir.samples.take(BASE, 5)
+    heir.samples.done(ticket, Result(data=b"text"))
+    dead.samples.done(ticket, Result(data=b"late"))
     assert ends.call(ends.bus.wait("s:sample:0:0", 0.01)) == Result(data=b"text")
     rows = ends.call(ends.bus.wait_completions("s:sample:0", 0, 0, 0.01))
     assert [(row.state, row.request_id) for row in rows] == [("finished", "s:sample:0:0")]
@@ -265,12 +268,12 @@ def test_a_cancelled_sample_fails_at_once_and_its_worker_is_told(ends: Ends) -> 
     worker = ends.worker("a")
     ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0))
     ends.call(ends.bus.submit_sample("org", BASE, sample(1), 0))
-    [running] = worker.take_samples(BASE, 1)
+    [running] = worker.samples.take(BASE, 1)
     for number in (0, 1):
         ends.call(ends.bus.cancel(f"s:sample:0:{number}"))
     assert worker.notices().cancelled == {"s:sample:0:0", "s:sample:0:1"}
-    assert worker.take_samples(BASE, 5) == []
-    worker.sample_done(running, Result(data=b"late"))
+    assert worker.samples.take(BASE, 5) == []
+    worker.samples.done(running, Result(data=b"late"))
     result = ends.call(ends.bus.wait("s:sample:0:0", 0.01))
     assert result.failed
 
@@ -320,11 +323,39 @@ def test_what_redis_lost_of_a_claimed_run_begins_a_new_epoch(ends: Ends) -> None
 def test_samples_that_were_given_in_a_lost_answer_are_still_held(ends: Ends) -> None:
     worker = ends.worker("a")
     ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0))
-    assert len(worker.take_samples(BASE, 5)) == 1
-    assert worker.take_samples(BASE, 5) == []
-    [ticket] = worker.retake_samples(BASE)
-    worker.sample_done(ticket, Result(data=b"text"))
-    assert worker.retake_samples(BASE) == []
+    assert len(worker.samples.take(BASE, 5)) == 1
+    assert worker.samples.take(BASE, 5) == []
+    [ticket] = worker.samples.retake(BASE)
+    worker.samples.done(ticket, Result(data=b"text"))
+    assert worker.samples.retake(BASE) == []
+
+
+def test_where_a_job_came_from_goes_with_it_until_it_has_a_result(ends: Ends) -> None:
+    worker, heir = ends.worker("a"), ends.worker("b")
+    asked = Origin("req-1", "00-" + "a" * 32 + "-" + "b" * 16 + "-01")
+    token = ORIGIN.set(lambda: asked)
+    try:
+        ends.submit(0)
+        ends.call(ends.bus.submit_sample("org", BASE, sample(0), 0))
+    finally:
+        ORIGIN.reset(token)
+    ends.submit(1)
+    seconds, _ = worker.redis.time()
+    [taken] = ends.take(worker)
+    [first, second] = taken.jobs
+    assert (first.origin, second.origin) == (asked, Origin())
+    assert 0 <= seconds - first.submitted_us // 1_000_000 <= 10
+    [held] = worker.samples.take(BASE, 5)
+    assert held.origin == asked
+    assert worker.samples.retake(BASE) == [held]
+    worker.redis.delete(keys.lease("a"))
+    assert heir.adopt_orphans([BASE]) == {RUN}
+    [again] = ends.take(heir)
+    assert again.jobs[0].origin == asked
+    heir.done(again.jobs[0], again.epoch, Result(data=b"done"))
+    worker.samples.done(held, Result(data=b"text"))
+    for request in (f"{RUN}:0", "s:sample:0:0"):
+        assert not worker.redis.hexists(keys.future(request), "origin")
 
 
 def test_tenants_take_turns_at_sampling_by_tokens(ends: Ends) -> None:
@@ -337,10 +368,10 @@ def test_tenants_take_turns_at_sampling_by_tokens(ends: Ends) -> None:
 
     for number in range(200):
         submit("large", number, 1024)
-    assert len(worker.take_samples(BASE, 4)) == 4
+    assert len(worker.samples.take(BASE, 4)) == 4
     for number in range(4):
         submit("small", number, 256)
-    taken = [ticket.request_id for ticket in worker.take_samples(BASE, 6)]
+    taken = [ticket.request_id for ticket in worker.samples.take(BASE, 6)]
     # One large one is as many tokens as four small ones; who comes anew is next.
     assert taken[:4] == [f"small:{number}" for number in range(4)]
     assert taken[4:] == ["large:4", "large:5"]

@@ -23,12 +23,14 @@ VERSIONS = (
     "0.6.3",
 )
 """Newest first; 0.38.0 is what `make test` runs."""
-CURRENT = "0.38.0"
+CURRENT, THIN = "0.38.0", "tinsmith"
+COLUMNS = (CURRENT, THIN, *VERSIONS)
+"""Of the table. The newest SDK and the thin client run where the tests run."""
 
 
 def python_of(version: str) -> Path:
     """Its interpreter; the environment is made if it is not there."""
-    if version == CURRENT:
+    if version in (CURRENT, THIN):
         return Path(sys.executable)
     folder = ROOT / version
     python, stamp = folder / "bin" / "python", folder / ".installed"

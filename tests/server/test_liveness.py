@@ -78,7 +78,7 @@ def test_a_silent_session_is_released_and_may_come_back(settings: Settings, work
             for request_id in (f"{run}:0", f"{run}:1", f"{sampler}:1"):
                 assert "released" in await told(http, request_id)
             assert worker.notices().resting == {run}
-            assert worker.take_samples(CARD.name, 5) == []
+            assert worker.samples.take(CARD.name, 5) == []
             beat = await http.post("/session_heartbeat", json={"session_id": session})
             assert beat.status_code == 200
             assert (await http.post("/optim_step", json=step(run, 2))).status_code == 200

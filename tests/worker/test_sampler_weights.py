@@ -1,6 +1,6 @@
 """Which adapters stay at hand, and how long a folder may be on its way."""
 
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel, load
 from tinsmith_worker.engine.optimizer import RunState
 from tinsmith_worker.sampler_weights import WAIT_SECONDS, NotThere, SamplerWeights
-from tinsmith_worker.store import Store, StoreUnavailable
+from tinsmith_worker.store import Store
 
 from tests.worker.tiny_models import save
 
@@ -35,6 +35,19 @@ def write(store: Store, model: BaseModel, prefix: str, seed: int) -> Adapter:
     return state.adapter
 
 
+class Shelf(SamplerWeights):
+    """Weights of which a test may wait for news."""
+
+    def read(self, prefix: str) -> Adapter | None:
+        """What is known once the store has been asked."""
+        self.try_again()
+        found = self.get(prefix)
+        if found is None and (read := self._fetcher._reads.get(prefix, {}).get(prefix)):
+            wait([read], 20)
+            found = self.get(prefix)
+        return found
+
+
 def written() -> "Future[int]":
     done: Future[int] = Future()
     done.set_result(1)
@@ -42,7 +55,7 @@ def written() -> "Future[int]":
 
 
 def test_what_was_put_is_there_before_its_folder_is(model: BaseModel, store: Store) -> None:
-    weights = SamplerWeights(store, model, 2)
+    weights = Shelf(store, model, 2)
     adapter = adapter_of(model, 1)
     weights.put("a", adapter, Future())
     assert weights.get("a") is adapter
@@ -50,32 +63,32 @@ def test_what_was_put_is_there_before_its_folder_is(model: BaseModel, store: Sto
 
 def test_a_folder_is_read_once_and_holds_the_same_numbers(model: BaseModel, store: Store) -> None:
     expected = write(store, model, "a", 1)
-    weights = SamplerWeights(store, model, 2)
-    found = weights.get("a")
+    weights = Shelf(store, model, 2)
+    found = weights.read("a")
     assert found is not None
     assert torch.equal(found.row, expected.row)
     store.delete_folder("a")
-    assert weights.get("a") is found
+    assert weights.read("a") is found
 
 
 def test_the_least_used_leaves_and_its_samplers_are_told(model: BaseModel, store: Store) -> None:
     left: list[Adapter] = []
-    weights = SamplerWeights(store, model, 2, on_leave=left.append)
+    weights = Shelf(store, model, 2, on_leave=left.append)
     for seed, prefix in enumerate("abc"):
         write(store, model, prefix, seed)
-    a, b = weights.get("a"), weights.get("b")
-    weights.get("a")
-    weights.get("c")
+    a, b = weights.read("a"), weights.read("b")
+    weights.read("a")
+    weights.read("c")
     assert left == [b]
-    assert weights.get("a") is a
-    assert weights.get("b") is not b
+    assert weights.read("a") is a
+    assert weights.read("b") is not b
 
 
 def test_what_the_store_does_not_have_yet_stays_however_many_come(
     model: BaseModel, store: Store
 ) -> None:
     left: list[Adapter] = []
-    weights = SamplerWeights(store, model, 1, on_leave=left.append)
+    weights = Shelf(store, model, 1, on_leave=left.append)
     opens = [Future() for _ in range(4)]  # type: ignore[var-annotated]
     adapters = [adapter_of(model, seed) for seed in range(4)]
     for name, adapter, done in zip("abcd", adapters, opens, strict=True):
@@ -92,12 +105,12 @@ def test_a_save_that_is_begun_again_replaces_what_it_had_put(
     model: BaseModel, store: Store
 ) -> None:
     left: list[Adapter] = []
-    weights = SamplerWeights(store, model, 2, on_leave=left.append)
+    weights = Shelf(store, model, 2, on_leave=left.append)
     first, second = adapter_of(model, 1), adapter_of(model, 2)
     weights.put("a", first, written())
     weights.put("a", second, written())
     assert left == [first]  # or its blocks of keys and values would never be forgotten
-    assert weights.get("a") is second
+    assert weights.read("a") is second
 
 
 def test_a_folder_on_its_way_from_another_worker_has_its_time(
@@ -105,19 +118,19 @@ def test_a_folder_on_its_way_from_another_worker_has_its_time(
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr(sampler_weights.time, "monotonic", lambda: clock[0])
-    weights = SamplerWeights(store, model, 2)
-    assert weights.get("a") is None
+    weights = Shelf(store, model, 2)
+    assert weights.read("a") is None
     clock[0] += WAIT_SECONDS - 1
-    assert weights.get("a") is None
+    assert weights.read("a") is None
     write(store, model, "a", 1)
-    assert weights.get("a") is not None
-    assert weights.get("b") is None  # its own time begins when it is first asked for
+    assert weights.read("a") is not None
+    assert weights.read("b") is None  # its own time begins when it is first asked for
     clock[0] += WAIT_SECONDS + 1
     with pytest.raises(NotThere):
-        weights.get("b")
-    assert weights.get("b") is None
+        weights.read("b")
+    assert weights.read("b") is None
     clock[0] += 2 * WAIT_SECONDS  # nobody waits for b any more
-    assert weights.get("c") is None
+    assert weights.read("c") is None
     assert list(weights._missing_since) == ["c"]
 
 
@@ -126,12 +139,12 @@ def test_two_folders_that_do_not_come_are_both_given_up(
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr(sampler_weights.time, "monotonic", lambda: clock[0])
-    weights = SamplerWeights(store, model, 2)
-    assert [weights.get(name) for name in "ab"] == [None, None]
+    weights = Shelf(store, model, 2)
+    assert [weights.read(name) for name in "ab"] == [None, None]
     clock[0] += WAIT_SECONDS
     for name in "ab":
         with pytest.raises(NotThere):
-            weights.get(name)
+            weights.read(name)
 
 
 def test_a_store_out_of_reach_is_no_missing_folder(
@@ -142,9 +155,19 @@ def test_a_store_out_of_reach_is_no_missing_folder(
     def unreachable(path: str) -> bytes:
         raise PermissionError("forbidden")
 
-    weights = SamplerWeights(store, model, 2)
+    weights = Shelf(store, model, 2)
     monkeypatch.setattr(store, "_read", unreachable)
-    with pytest.raises(StoreUnavailable):
-        weights.get("a")
+    assert weights.read("a") is None
+    assert weights.out_of_reach("a")
+    assert not weights.news_of("a")
     monkeypatch.undo()
-    assert weights.get("a") is not None
+    assert weights.read("a") is not None
+    assert not weights.out_of_reach("a")
+
+
+def test_of_what_nobody_waits_for_nothing_is_kept(model: BaseModel, store: Store) -> None:
+    write(store, model, "a", 1)
+    weights = Shelf(store, model, 2)
+    assert weights.get("a") is None
+    weights.forget("a")
+    assert weights._fetcher._reads == {}

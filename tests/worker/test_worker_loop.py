@@ -3,12 +3,16 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from redis.exceptions import ConnectionError as RedisAway
+from structlog.testing import capture_logs
 from tinsmith.protocol import keys, tensors
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.bodies import AdamParams, SamplingParams
@@ -25,6 +29,8 @@ from tinsmith.protocol.jobs import (
     encode,
     failure,
 )
+from tinsmith.protocol.origin import Origin
+from tinsmith_server.asking import ORIGIN
 from tinsmith_server.bus import Bus
 from tinsmith_worker import loop, ops
 from tinsmith_worker.engine.base_model import BaseModel, load
@@ -32,10 +38,11 @@ from tinsmith_worker.engine.optimizer import RunState
 from tinsmith_worker.engine.sampler import Sampler
 from tinsmith_worker.loop import Worker
 from tinsmith_worker.queue import Queue
+from tinsmith_worker.sample_queue import SampleQueue
 from tinsmith_worker.sampler_weights import SamplerWeights
 from tinsmith_worker.samples import SamplingDesk
 from tinsmith_worker.settings import Settings
-from tinsmith_worker.store import Store, StoreUnavailable
+from tinsmith_worker.store import Store, StoreRefused
 
 from tests.conftest import running_valkey
 from tests.worker.tiny_models import VOCAB, save
@@ -61,7 +68,7 @@ class Disk(Store):
         assert self.gate.wait(20)
         if self.full:
             self.full -= 1
-            raise StoreUnavailable("no space left on device")
+            raise StoreRefused("no space left on device")
         return super().write_folder(prefix, files)
 
 
@@ -87,7 +94,7 @@ class House:
         self.workers: list[Worker] = []
 
     def call(self, coroutine: object) -> object:
-        return self.runner.run(coroutine)  # type: ignore[arg-type]
+        return self.runner.run(coroutine, context=copy_context())  # type: ignore[arg-type]
 
     def worker(self, name: str = "a", **settings: object) -> Worker:
         made = Settings(
@@ -102,7 +109,7 @@ class House:
         desks = {}
         for served, model in self.models.items():
             sampler = Sampler(model, max_slots=8, max_pass_tokens=PASS_TOKENS, max_blocks=64)
-            weights = SamplerWeights(self.disk, model, 4, on_leave=sampler.forget)
+            weights = SamplerWeights(self.disk, model, 4, on_leave=sampler.forget, ring=queue.ring)
             desks[served] = SamplingDesk(queue, model, sampler, weights, max_jobs=16)
         queue.announce(
             ModelCard(
@@ -171,9 +178,11 @@ class House:
             worker.turn()
         raise AssertionError(f"no result after 200 turns: {requests}")
 
-    def lose_answer(self, worker: Worker, command: str) -> None:
+    def lose_answer(
+        self, worker: Worker, command: str, queue: Queue | SampleQueue | None = None
+    ) -> None:
         """Redis does as the worker says once more, and the worker does not hear of it."""
-        queue = worker._queue
+        queue = queue or worker._queue
         real = getattr(queue, command)
 
         def deaf(*given: object, **named: object) -> object:
@@ -188,11 +197,21 @@ class House:
     def adopt(self, heir: Worker, name: str = "a") -> None:
         """As if `name` had lost its lease, without its knowing."""
         heir._queue.redis.delete(keys.lease(name))
-        heir._news |= heir._queue.adopt_orphans(self.models)
+        heir._intake.hear(heir._queue.adopt_orphans(self.models))
 
     def log(self, run: str) -> list[str]:
         rows = self.call(self.bus.redis.lrange(keys.log(run), 0, -1))
         return [row.decode() for row in rows]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def asked_by(http_request_id: str) -> Iterator[None]:
+    """What is submitted meanwhile is submitted by this request."""
+    token = ORIGIN.set(partial(Origin, http_request_id))
+    try:
+        yield
+    finally:
+        ORIGIN.reset(token)
 
 
 def learn_body(
@@ -293,7 +312,7 @@ def test_samples_that_were_handed_to_us_without_our_hearing_of_it(house: House) 
     worker = house.worker()
     [expected] = house.until(worker, house.sample("s:0"))
     house.sample("s:1")
-    house.lose_answer(worker, "take_samples")
+    house.lose_answer(worker, "take", worker._queue.samples)
     [again] = house.until(worker, "s:1")
     assert tokens_of(again) == tokens_of(expected)
 
@@ -381,7 +400,7 @@ def test_what_take_left_behind_is_taken_without_waiting_for_a_bell(
     real = worker._queue.wait
 
     def wait(*given: object) -> set[str]:
-        waited.append(set(worker._news))
+        waited.append(set(worker._intake._news))
         return real(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker._queue, "wait", wait)
@@ -404,7 +423,7 @@ def test_a_run_that_moves_in_the_middle_of_a_pass(house: House, many: int) -> No
     for seq in range(1, many + 1):
         house.learn("r", seq, 8, seq)
     house.learn("stays", 1, 8)
-    zombie._intake()
+    zombie._take()
     zombie._begin()
     heir = house.worker("b")
     house.adopt(heir)
@@ -440,7 +459,7 @@ def test_what_waits_behind_a_fenced_request_is_not_computed(house: House) -> Non
     house.until(zombie, "r:0")
     house.learn("r", 1, 8)
     house.submit("r", 2, Kind.FORWARD_BACKWARD, long_body(), 300)
-    zombie._intake()
+    zombie._take()
     zombie._begin()
     heir = house.worker("b")
     house.adopt(heir)
@@ -457,7 +476,7 @@ def test_an_accident_in_a_pass_of_a_run_that_has_moved(
     house.until(zombie, "r:0")
     for seq in (1, 2):
         house.learn("r", seq, 8)
-    zombie._intake()
+    zombie._take()
     zombie._begin()
     heir = house.worker("b")
     house.adopt(heir)
@@ -503,7 +522,7 @@ def test_several_ops_of_a_run_that_cannot_be_rebuilt_and_has_moved(
     house.until(zombie, "r:0", "stays:0")
     for seq in (1, 2, 3):
         house.learn("r", seq, 8)
-    zombie._intake()
+    zombie._take()
     heir = house.worker("b")
     house.adopt(heir)
     zombie._runs.drop("r")
@@ -556,10 +575,14 @@ def test_an_accident_in_a_pass_fails_those_in_it_and_the_runs_go_on(
         return real(current)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker._models["tiny"], "hidden", broken)
-    failed = house.until(
-        worker, house.learn("r", 2, 20), house.learn("r", 3, 20), house.learn("s", 1, 20)
-    )
+    with asked_by("http-1"):
+        asked = [house.learn("r", 2, 20), house.learn("r", 3, 20), house.learn("s", 1, 20)]
+    with capture_logs() as capture:
+        failed = house.until(worker, *asked)
     assert all(one.failed and b"Internal error" in one.data for one in failed)
+    told = [one for one in capture if one["event"] == "op_failed"]
+    assert {one["request_id"] for one in told} == set(asked)
+    assert {one["http_request_id"] for one in told} == {"http-1"}
     again, _ = house.until(worker, house.learn("r", 4, 30), house.step("r", 5))
     assert not again.failed
     # The gradient of r:1 and r:4 alone: the run was rebuilt from its log.
@@ -598,7 +621,7 @@ def test_a_full_disk_costs_an_unnamed_save_time_and_a_named_one_its_answer(house
     house.disk.full = 1
     [named] = house.until(worker, house.save("r", 1, "named", behind=False))
     assert named.failed
-    assert b"full or out of reach" in named.data
+    assert b"full or refuses" in named.data
     house.disk.full = 3
     [unnamed] = house.until(worker, house.save("r", 2, "unnamed"))
     assert not unnamed.failed
@@ -624,7 +647,7 @@ def test_a_stop_with_a_write_that_will_not_succeed_leaves_the_save_to_the_heir(
     assert "r:1 save_weights_for_sampler" in house.log("r")
     house.disk.full = 0
     heir = house.worker("b")
-    heir._news |= heir._queue.adopt_orphans(house.models)
+    heir._intake.hear(heir._queue.adopt_orphans(house.models))
     [sampled] = house.until(heir, house.sample("x", "unnamed"), house.learn("r", 2, 8))[:1]
     assert not sampled.failed
     assert house.disk.has_folder("unnamed")
@@ -688,13 +711,13 @@ def test_a_stop_in_the_middle_of_long_work_gives_it_to_the_heir(
     house.until(leaving, house.step("r", 2))
     expected = state_row(leaving, "r")
     house.learn("r", 3, 60)
-    leaving._intake()
+    leaving._take()
     leaving._begin()
     leaving.drain()
     leaving.leave()
     assert house.log("r") == []  # the snapshot covers it
     heir = house.worker("b")
-    heir._news |= heir._queue.adopt_orphans(house.models)
+    heir._intake.hear(heir._queue.adopt_orphans(house.models))
     [learned] = house.until(heir, "r:3")
     assert not learned.failed
     assert torch.equal(state_row(heir, "r"), expected)
@@ -730,7 +753,7 @@ def test_sampling_has_its_share_of_the_time_and_no_more(
 ) -> None:
     worker = house.worker(sampling_share=0.75)
     house.sample("x", tokens=100)
-    worker._intake()
+    worker._take()
     clock = [0.0]
     steps = []
     desk = worker._desks["tiny"]
@@ -754,7 +777,8 @@ def test_an_accident_in_a_step_fails_its_requests_and_not_the_worker(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = house.worker()
-    house.sample("x", tokens=50)
+    with asked_by("http-x"):
+        house.sample("x", tokens=50)
     worker.turn()
     real = worker._models["tiny"].hidden
 
@@ -762,9 +786,12 @@ def test_an_accident_in_a_step_fails_its_requests_and_not_the_worker(
         raise IndexError("of ours")
 
     monkeypatch.setattr(worker._models["tiny"], "hidden", broken)
-    [failed] = house.until(worker, "x")
+    with capture_logs() as capture:
+        [failed] = house.until(worker, "x")
     assert failed.failed
     assert b"Internal error" in failed.data
+    [line] = [one for one in capture if one["event"] == "sampling_step_failed"]
+    assert (line["request_ids"], line["http_request_ids"]) == (["x"], ["http-x"])
     monkeypatch.setattr(worker._models["tiny"], "hidden", real)
     [fine] = house.until(worker, house.sample("y"))
     assert not fine.failed
@@ -797,15 +824,16 @@ def test_what_was_computed_while_redis_was_away_is_told_when_it_is_back(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from redis.exceptions import ConnectionError as Away
-    from tinsmith_worker import queue
+    from tinsmith_worker import link
 
     worker = house.worker()
     house.create("r")
     house.until(worker, "r:0")
-    monkeypatch.setattr(queue.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(link.time, "sleep", lambda seconds: None)
+    scripts = worker._queue.link._scripts
     left = {"done": 3, "sample_done": 2}
     for name in left:
-        real = getattr(worker._queue, f"_{name}")
+        real = scripts[name]
 
         def flaky(name: str = name, real: Callable[..., object] = real, **given: object) -> object:
             if left[name]:
@@ -813,7 +841,7 @@ def test_what_was_computed_while_redis_was_away_is_told_when_it_is_back(
                 raise Away("Connection refused")
             return real(**given)
 
-        monkeypatch.setattr(worker._queue, f"_{name}", flaky)
+        monkeypatch.setitem(scripts, name, flaky)  # type: ignore[arg-type]
     house.learn("r", 1, 20)
     house.learn("r", 2, 20)
     house.sample("x")
@@ -840,19 +868,25 @@ def test_of_a_run_that_has_ended_nothing_is_kept(house: House) -> None:
     assert worker._runs._superseded.keys() == {"r"}  # it has replaced a snapshot
     house.step("r", 9)  # and waits for 8
     for _ in range(500):
-        if worker._gaps:
+        if worker._intake._gaps:
             break
         worker.turn()
-    assert worker._gaps.keys() == {"r"}
+    assert worker._intake._gaps.keys() == {"r"}
     house.call(house.bus.end_run("r", failure("finished")))
     worker._saver.close()
     for _ in range(500):
-        if not worker._homes:
+        if not worker._intake._homes:
             break
         worker.turn()
     worker._housekept = 0.0
     worker.turn()
-    kept = [worker._homes, worker._gaps, worker._news, worker._held, worker._training]
+    kept = [
+        worker._intake._homes,
+        worker._intake._gaps,
+        worker._intake._news,
+        worker._held,
+        worker._training,
+    ]
     kept += [worker._runs._resident, worker._runs._superseded, worker._runs._snapshots]
     kept += [worker._saver._open, worker._fetcher._reads, worker._scheduler.lines]
     assert not any(kept), kept

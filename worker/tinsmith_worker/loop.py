@@ -14,19 +14,21 @@ import structlog
 from redis.exceptions import RedisError
 from tinsmith.protocol.errors import TinsmithError
 from tinsmith.protocol.jobs import Job, Kind, Result, failure
+from tinsmith.protocol.object_store import OUT_OF_REACH
 
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.training import Work
 from tinsmith_worker.engine.values import InvalidInput
 from tinsmith_worker.fetcher import Fetcher, OnItsWay
+from tinsmith_worker.intake import Intake
 from tinsmith_worker.ops import NEVER_CREATED, Ops, answer_of, logged
-from tinsmith_worker.queue import Fenced, Queue, Taken
+from tinsmith_worker.queue import Fenced, Queue
 from tinsmith_worker.runs import Resident, Runs
 from tinsmith_worker.samples import SamplingDesk
-from tinsmith_worker.saver import Saver
+from tinsmith_worker.saver import Saver, Until
 from tinsmith_worker.scheduler import Scheduler
 from tinsmith_worker.settings import Settings
-from tinsmith_worker.store import OUT_OF_REACH, Store, StoreUnavailable
+from tinsmith_worker.store import Store
 from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
@@ -35,19 +37,6 @@ _AWAY_SECONDS = 1.0
 _DRAIN_SECONDS = 10.0
 _PASSES_IN_WORK = 4
 """How many passes' tokens are in work at once: enough to fill each pass, and no more to wait behind."""
-
-
-@dataclass(frozen=True)
-class Home:
-    """What this worker knows of a run that it is home to."""
-
-    base_model: str
-    epoch: int
-    taken: int = -1
-    """The last seq of it that TAKE has given."""
-
-
-_UNKNOWN = Home("", 0)
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,6 @@ class Worker:
         weights = {name: desk.weights for name, desk in desks.items()}
         self._teachers = teachers or Teachers(store, models, weights)
         self._ops = Ops(
-            store,
             self._saver,
             self._fetcher,
             weights,
@@ -96,19 +84,27 @@ class Worker:
             snapshot_log_bytes=settings.snapshot_log_bytes,
             is_busy=self._scheduler.busy_with,
         )
+        self._intake = Intake(
+            queue,
+            self._scheduler,
+            max_tokens=settings.max_pass_tokens,
+            gap_seconds=settings.gap_seconds,
+            on_new_epoch=self._forget,
+        )
         self._training: dict[int, _InWork] = {}
         """By the identity of its work."""
         self._saving: list[tuple[_InWork, Future[Result]]] = []
         self._held: dict[str, list[Job]] = {}
         """By run: what was begun and waits for a folder of the store."""
-        self._homes: dict[str, Home] = {}
-        self._news: set[str] = set()
-        self._gaps: dict[str, float] = {}
         self._housekept = 0.0
         self._out_of_touch = False
         self.stopping = False
         self.asked_to_leave = False
         """By an operator: once it has stopped, it rests."""
+
+    def keep(self, prefix: str, files: dict[str, bytes]) -> None:
+        """Have them in the store, unless they are there; a store out of reach has them later."""
+        self._saver.write(prefix, prefix, lambda: files, until=Until.WRITTEN, unless_there=True)
 
     def run_forever(self) -> None:
         """Until `stopping` is set; Redis may come and go meanwhile."""
@@ -126,12 +122,12 @@ class Worker:
     def stop(self) -> None:
         """May be called at any moment, from a signal's handler."""
         self.stopping = True
-        self._queue.patient = False
+        self._queue.link.patient = False
 
     def turn(self) -> None:
         if self._out_of_touch:
             self._retake()
-        self._intake()
+        self._take()
         self._begin()
         trained = self._train()
         self._sample(trained)
@@ -150,6 +146,8 @@ class Worker:
         except RedisError as error:  # whoever adopts the runs replays a little more
             _log.warning("drained_halfway", error=type(error).__name__)
         self._fetcher.close()
+        for desk in self._desks.values():
+            desk.weights.close()
 
     def _finish_work(self, deadline: float) -> None:
         """Nothing new begins. What takes longer than there is time for, another worker begins again."""
@@ -175,18 +173,19 @@ class Worker:
 
     # Take
 
-    def _intake(self) -> None:
+    def _take(self) -> None:
         self._take_samples()  # before waiting: their bell may have rung for others only
-        if self._computing or self._takeable:  # of which TAKE has left some
-            self._news |= self._queue.news()
-        else:
-            self._news |= self._queue.wait(self._models, _HOUSEKEEPING_SECONDS)
+        if self._computing or self._intake.takeable:  # of which TAKE has left some
+            self._intake.hear(self._queue.news())
+        elif self._housekept:
+            self._intake.hear(self._queue.wait(self._models, _HOUSEKEEPING_SECONDS))
         self._housekeep()
-        self._take()
+        self._intake.take()
         self._take_samples()
 
     def _take_samples(self) -> None:
         for desk in self._desks.values():
+            desk.go_on()
             desk.take()
 
     def _retake(self) -> None:
@@ -200,12 +199,7 @@ class Worker:
         for trainer in self._trainers.values():
             trainer.clear()
         self._runs.retake(retaken)
-        self._homes = {
-            run_id: Home(home.base_model, retaken[run_id].epoch)
-            for run_id, home in self._homes.items()
-            if run_id in retaken
-        }
-        self._news |= retaken.keys()
+        self._intake.retake(retaken)
         for desk in self._desks.values():
             desk.retake()
         self._out_of_touch = False
@@ -217,46 +211,13 @@ class Worker:
         for run_id in notices.resting:
             if not self._scheduler.busy_with(run_id):
                 self._runs.drop(run_id)
-        for run_id in notices.ended & self._homes.keys():
-            self._let_go(run_id)
+        for run_id in notices.ended:
+            if self._intake.epoch_of(run_id) is not None:
+                self._leave(run_id)
 
     @property
     def _computing(self) -> bool:
         return self._scheduler.can_begin or self._in_the_middle
-
-    def _take(self) -> None:
-        asked = self._takeable
-        if not asked:
-            return
-        homes = {run_id: self._homes.get(run_id, _UNKNOWN) for run_id in sorted(asked)}
-        at = {run_id: (home.epoch, home.taken) for run_id, home in homes.items()}
-        taken = self._queue.take(at, self._settings.max_pass_tokens)
-        self._news -= asked
-        for run_id in asked - {line.run_id for line in taken}:  # not ours, or ended
-            self._gaps.pop(run_id, None)
-        self._news |= {line.run_id for line in taken if line.status == "more"}
-        for line in taken:
-            self._settle_in(line)
-            for job in line.jobs:
-                self._scheduler.add(job, line.base_model, line.organization)
-            if line.status == "gap" and not line.jobs:
-                self._gaps.setdefault(line.run_id, time.monotonic())
-                self._close_gap_in_time(line)
-            else:
-                self._gaps.pop(line.run_id, None)
-
-    @property
-    def _takeable(self) -> set[str]:
-        """Runs with news of which not enough waits here already."""
-        most = self._settings.max_pass_tokens
-        return {run_id for run_id in self._news if self._scheduler.has_room(run_id, most)}
-
-    def _settle_in(self, line: Taken) -> None:
-        """Under a new epoch, what was claimed under an old one has been taken again."""
-        home = self._homes.get(line.run_id)
-        if home is None or home.epoch != line.epoch:
-            self._forget(line.run_id)
-        self._homes[line.run_id] = Home(line.base_model, line.epoch, line.last)
 
     def _housekeep(self) -> None:
         self._heed_notices()
@@ -268,7 +229,9 @@ class Worker:
             self.asked_to_leave = True
             self.stop()
         self._queue.stay_announced()
-        self._news |= self._queue.adopt_orphans(self._models) | self._gaps.keys()
+        self._intake.hear(self._queue.adopt_orphans(self._models))
+        self._intake.look_at_gaps()
+        self._say_why()
         self._saver.try_again()
         self._fetcher.try_again()
         self._runs.settle_snapshots()
@@ -278,19 +241,13 @@ class Worker:
             desk.rescue()
             desk.try_again()
 
-    def _close_gap_in_time(self, line: Taken) -> None:
-        if time.monotonic() - self._gaps[line.run_id] < self._settings.gap_seconds:
-            return
-        seq_id = line.last + 1
-        waited = f"{self._settings.gap_seconds:g} s"
-        missing = failure(f"seq_id: request {seq_id} of this run did not arrive within {waited}.")
-        behind = failure(
-            f"seq_id: request {seq_id} of this run did not arrive within {waited}, and this one, "
-            "which waited behind it, was not run. Send both again under new numbers.",
-            "server",
-        )
-        self._queue.close_gap(line.run_id, line.epoch, missing, behind)
-        del self._gaps[line.run_id]
+    def _say_why(self) -> None:
+        """To the polls of what waits for a store that is out of reach."""
+        saving = {one.job.run_id for one, _ in self._saving}
+        for run_id in filter(self._saver.out_of_reach, saving):
+            self._queue.say_why(run_id, OUT_OF_REACH)
+        for run_id in filter(self._fetcher.out_of_reach, self._held):
+            self._queue.say_why(run_id, OUT_OF_REACH)
 
     # Schedule and run
 
@@ -323,21 +280,18 @@ class Worker:
             self._run_alone(one)
 
     def _hold(self, job: Job) -> None:
-        """It waits for the store, and its run with it, and may say so."""
+        """It waits for the store, and its run with it."""
         self._held.setdefault(job.run_id, []).append(job)
-        if self._fetcher.out_of_reach(job.run_id):
-            self._queue.say_why(job.run_id, OUT_OF_REACH)
 
     def _in_work(self, job: Job) -> _InWork | None:
         """With the run's state; None when it is on its way, or the job has failed without it."""
         if job.run_id in self._held:
             self._hold(job)
             return None
-        home = self._homes.get(job.run_id)
-        if home is None:  # an earlier job of this round found that the run has moved
+        epoch = self._intake.epoch_of(job.run_id)
+        if epoch is None:  # an earlier job of this round found that the run has moved
             self._scheduler.finished(job)
             return None
-        epoch = home.epoch
         try:
             resident = self._runs.get(job.run_id, epoch)
             self._runs.begun(job, resident)
@@ -345,10 +299,6 @@ class Worker:
         except RedisError:
             raise
         except OnItsWay:
-            self._hold(job)
-            return None
-        except StoreUnavailable:  # in the middle of a replay, which begins again
-            self._fetcher.postpone(job.run_id)
             self._hold(job)
             return None
         except Fenced:  # it has ended
@@ -398,6 +348,10 @@ class Worker:
         except (InvalidInput, TinsmithError) as error:
             work = Work(run=state, data=[], loss_fn="", loss_fn_config={})
             trainer.refuse(work, str(error))
+        except OnItsWay:  # of a teacher
+            self._runs.given_up(one.job, one.resident)
+            self._hold(one.job)
+            return
         else:
             trainer.add(work, first=self._scheduler.is_newcomer(one.job))
         self._training[id(work)] = one
@@ -468,10 +422,14 @@ class Worker:
         return True
 
     def _let_go(self, run_id: str) -> None:
-        _log.warning("run_has_moved", run_id=run_id)
+        """Another worker is its home by now, or it has ended and the notice is on its way."""
+        _log.info("run_has_moved", run_id=run_id)
+        self._leave(run_id)
+
+    def _leave(self, run_id: str) -> None:
         self._forget(run_id)
         self._runs.leave(run_id)
-        self._homes.pop(run_id, None)
+        self._intake.leave(run_id)
 
     def _forget(self, run_id: str) -> None:
         """Its state here is history, and so is what was begun on it."""
@@ -496,7 +454,13 @@ class Worker:
         The op may have stopped halfway, so the run is rebuilt before its next one.
         """
         self._runs.drop(job.run_id)
-        _log.error("op_failed", request_id=job.request_id, kind=job.kind, exc_info=error)
+        _log.error(
+            "op_failed",
+            request_id=job.request_id,
+            http_request_id=job.origin.http_request_id,
+            kind=job.kind,
+            exc_info=error,
+        )
         return failure(
             f"Internal error in the worker (reference {job.request_id}). The run is unharmed.",
             "server",

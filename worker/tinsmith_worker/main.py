@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -18,9 +19,10 @@ from tinsmith.protocol.store_layout import tokenizer_prefix
 from tinsmith_worker.engine.base_model import BaseModel, ModelRefused, load
 from tinsmith_worker.engine.budget import measure
 from tinsmith_worker.engine.sampler import Sampler
+from tinsmith_worker.lease import GONE_SHARE, Lease
 from tinsmith_worker.logs import configure_logs
 from tinsmith_worker.loop import Worker
-from tinsmith_worker.queue import Lease, Queue
+from tinsmith_worker.queue import Queue
 from tinsmith_worker.rest import rest
 from tinsmith_worker.sampler_weights import SamplerWeights
 from tinsmith_worker.samples import SamplingDesk
@@ -38,6 +40,8 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "config.json",
 )
+Keep = Callable[[str, dict[str, bytes]], None]
+"""Have files in a folder of the store, in time."""
 
 
 def main() -> int:
@@ -58,7 +62,10 @@ def work(settings: Settings) -> bool:
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    queue, store = Queue(settings.redis_url, name), Store(settings.store_url)
+    queue = Queue(settings.redis_url, name, GONE_SHARE * settings.lease_seconds)
+    store = Store(settings.store_url)
+    if wrong := store.check():
+        raise SettingsError(wrong)
     models = {name: _load(settings, name, folder) for name, folder in settings.models.items()}
     desks = {served: _desk(settings, queue, store, model) for served, model in models.items()}
     teachers = Teachers(
@@ -86,7 +93,9 @@ def work(settings: Settings) -> bool:
         vitals=Vitals(settings.device).look,
     )
     lease.start()
-    queue.announce([_card(settings, store, model, teachers.names) for model in models.values()])
+    queue.announce(
+        [_card(settings, worker.keep, model, teachers.names) for model in models.values()]
+    )
     _log.info("worker_ready", worker=name, models=sorted(models))
     worker.run_forever()
     worker.drain()
@@ -122,29 +131,32 @@ def _desk(settings: Settings, queue: Queue, store: Store, model: BaseModel) -> S
         max_pass_tokens=settings.max_pass_tokens,
         max_blocks=budget.max_blocks,
     )
-    weights = SamplerWeights(store, model, settings.max_resident_runs, on_leave=sampler.forget)
+    weights = SamplerWeights(
+        store, model, settings.max_resident_runs, on_leave=sampler.forget, ring=queue.ring
+    )
     return SamplingDesk(
         queue, model, sampler, weights, max_jobs=_JOBS_PER_SLOT * settings.max_sampling_slots
     )
 
 
-def _card(settings: Settings, store: Store, model: BaseModel, teachers: list[str]) -> ModelCard:
+def _card(settings: Settings, keep: Keep, model: BaseModel, teachers: list[str]) -> ModelCard:
     return ModelCard(
         name=model.name,
         family=model.family,
         vocab_size=model.vocab_size,
         max_context_length=model.max_context_length,
         max_lora_rank=min(settings.max_lora_rank, model.hidden_size),
-        tokenizer_prefix=_share_tokenizer(store, Path(settings.models[model.name])),
+        tokenizer_prefix=_share_tokenizer(keep, Path(settings.models[model.name])),
         engine=model.engine,
         dtype=str(model.dtype).removeprefix("torch."),
         exact=model.numerics.held,
         teachers=tuple(teachers),
         eos_token_ids=tuple(sorted(model.eos_token_ids)),
+        tied_head=model.tied_head,
     )
 
 
-def _share_tokenizer(store: Store, folder: Path) -> str | None:
+def _share_tokenizer(keep: Keep, folder: Path) -> str | None:
     """Put the tokenizer's files in the store, where the API processes serve them from."""
     files = {
         name: (folder / name).read_bytes() for name in _TOKENIZER_FILES if (folder / name).is_file()
@@ -153,6 +165,5 @@ def _share_tokenizer(store: Store, folder: Path) -> str | None:
         return None
     digest = hashlib.sha256(b"".join(name.encode() + files[name] for name in sorted(files)))
     prefix = tokenizer_prefix(digest.hexdigest())
-    if not store.has_folder(prefix):
-        store.write_folder(prefix, files)
+    keep(prefix, files)
     return prefix

@@ -33,20 +33,19 @@ from tinsmith_worker.engine.values import Datum, InvalidInput
 from tinsmith_worker.external_files import pack_external, parse_recipients
 from tinsmith_worker.fetcher import Fetcher
 from tinsmith_worker.sampler_weights import SamplerWeights
-from tinsmith_worker.saver import Saver
-from tinsmith_worker.store import FolderDamaged, Store, StoreUnavailable
+from tinsmith_worker.saver import Saver, Until
+from tinsmith_worker.store import FolderDamaged, StoreUnavailable
 from tinsmith_worker.teachers import Teachers
 
 _log = structlog.get_logger()
 NEVER_CREATED = "model_id: this run was never created; its creation failed."
-_NOT_STORED = (
-    "The checkpoint was not saved: the service's store is full or out of reach. Try again."
-)
+_NOT_STORED = "The checkpoint was not saved: the service's store is full or refuses it. Try again."
+_MOST_BEHIND_BYTES = 1 << 30
+"""Of copies that wait for the store. With more, a save behind its answer is answered after it."""
 
 
 @dataclass(frozen=True)
 class Ops:
-    store: Store
     saver: Saver
     fetcher: Fetcher
     samplers: Mapping[str, SamplerWeights]
@@ -149,16 +148,23 @@ class Ops:
                 return pack_external(copy, model.name, recipients)
             return checkpoint_files.pack(copy, model.name, optimizer=body.optimizer)
 
-        written = self.saver.write(job.run_id, body.prefix, files, until_it_works=body.behind)
+        answered_first = body.behind and self.saver.held_bytes < _MOST_BEHIND_BYTES
+        written = self.saver.write(
+            job.run_id,
+            body.prefix,
+            files,
+            until=Until.WRITTEN if body.behind else Until.REFUSED,
+            held_bytes=checkpoint_files.size_bytes(copy, optimizer=True),
+        )
         if job.kind is Kind.SAVE_WEIGHTS_FOR_SAMPLER:
             self.samplers[model.name].put(body.prefix, copy.adapter, written)
         if body.inflight:
             self.point_slot(job.run_id, job.seq_id, body.prefix)
-        if body.behind:
+        if answered_first:
             size = checkpoint_files.size_bytes(copy, optimizer=body.optimizer)
             return Result(data=encode(SaveResult(size_bytes=size, answer=body.answer)))
         answer: Future[Result] = Future()
-        written.add_done_callback(lambda done: answer.set_result(_saved(done, body)))
+        written.add_done_callback(lambda done: answer.set_result(_saved(done, job, body)))
         return answer
 
     def work_of(self, model: BaseModel, state: RunState, job: Job) -> Work:
@@ -173,7 +179,7 @@ class Ops:
             loss_fn=request.loss_fn,
             loss_fn_config=config,
             forward_only=request.forward_only,
-            teachers=self.teachers.resolve(model, state, facts),
+            teachers=self.teachers.resolve(model, state, facts, self.fetcher.reader(job.run_id)),
             averages=tuple((one.average.rate, one.average.every) for one in facts if one.average),
         )
 
@@ -189,19 +195,33 @@ class Ops:
     def _save_again(self, model: BaseModel, state: RunState, job: Job) -> RunState:
         """A logged save was answered before the store had it; now it may, or may not."""
         body = msgspec.json.decode(job.body, type=SaveJob)
-        if not self.store.has_folder(body.prefix):
-            files = checkpoint_files.pack(state, model.name, optimizer=body.optimizer)
-            self.store.write_folder(body.prefix, files)
+        copy = state.copied()
+        written = self.saver.write(
+            job.run_id,
+            body.prefix,
+            lambda: checkpoint_files.pack(copy, model.name, optimizer=body.optimizer),
+            until=Until.WRITTEN,
+            unless_there=True,
+            held_bytes=checkpoint_files.size_bytes(copy, optimizer=True),
+        )
+        if job.kind is Kind.SAVE_WEIGHTS_FOR_SAMPLER:
+            self.samplers[model.name].put(body.prefix, copy.adapter, written)
         return state
 
 
-def _saved(done: "Future[int]", body: SaveJob) -> Result:
+def _saved(done: "Future[int]", job: Job, body: SaveJob) -> Result:
     try:
         size = done.result()
     except StoreUnavailable:
         return failure(_NOT_STORED, "server")
     except Exception as error:  # noqa: BLE001 - it is told, and the run goes on
-        _log.error("save_failed", prefix=body.prefix, exc_info=error)
+        _log.error(
+            "save_failed",
+            request_id=job.request_id,
+            http_request_id=job.origin.http_request_id,
+            prefix=body.prefix,
+            exc_info=error,
+        )
         return failure(_NOT_STORED, "server")
     return Result(data=encode(SaveResult(size_bytes=size, answer=body.answer)))
 

@@ -1,57 +1,25 @@
-"""The worker's end of the queue: take, finish, snapshot, adopt. Synchronous: one thread, one Redis.
-
-Only `Lease` runs in a thread of its own, because a forward pass may outlast a lease.
-"""
+"""The worker's end of the queue: take, finish, snapshot, adopt. Its sampling half is `sample_queue.py`."""
 
 import contextlib
-import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
-import structlog
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisAway
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisSilent
-from redis.retry import Retry
 from tinsmith.protocol import keys
-from tinsmith.protocol.jobs import DrawnToken, Job, Kind, ModelCard, Result
-from tinsmith.protocol.provenance import RECORD_SECONDS, Recorded
-from tinsmith.protocol.scripts import script
+from tinsmith.protocol.jobs import Job, Kind, ModelCard, Result
 
-from tinsmith_worker.usage import sample_usage
+from tinsmith_worker.lease import Watch
+from tinsmith_worker.link import Link
+from tinsmith_worker.sample_queue import RESULT_TTL_MS, SampleQueue, told_origin
 
-_log = structlog.get_logger()
-RESULT_TTL_MS = 6 * 3600 * 1000
-_WHY_SECONDS = 10
 _DRAIN_SECONDS = 24 * 3600
 _RUNG_SECONDS = 3600
-_PATIENCE_SECONDS = 0.5
-_TURN_TOKENS = 1024
-"""Of sampling, that a tenant may take before it is the next one's turn."""
-_TOLD_STEPS, _TOLD_SECONDS = 4096, 3600
-_SCRIPTS = Path(__file__).parent / "scripts"
-_PARTS = {
-    "take": ("take",),
-    "done": ("release", "finished", "done"),
-    "snap": ("snap",),
-    "adopt": ("adopt",),
-    "retake": ("retake",),
-    "close_gap": ("release", "close_gap"),
-    "take_samples": ("take_samples",),
-    "rescue_samples": ("rescue_samples",),
-    "sample_done": ("release", "finished", "sample_done"),
-    "point_slot": ("point_slot",),
-}
-T = TypeVar("T")
-_FULL = ("MISCONF", "OOM")
-"""How Redis begins to say that its disk or its memory is full."""
+_WHY_SECONDS = 10
+GONE_SECONDS = 1.5
+"""So long may a worker's connection be gone before it counts as dead, at a lease of 5 s."""
 
 
 class Fenced(Exception):
@@ -89,15 +57,6 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
-class SampleTicket:
-    """A sampling job that this worker has taken."""
-
-    base_model: str
-    request_id: str
-    body: bytes
-
-
-@dataclass(frozen=True)
 class Notices:
     """Sampling jobs that are cancelled; runs that need no memory now; runs that have ended."""
 
@@ -107,35 +66,13 @@ class Notices:
 
 
 class Queue:
-    def __init__(self, redis_url: str, worker: str) -> None:
-        # Its stubs mix the sync and async answers. It may not try again by itself: whether an answer
-        # was lost must be known here, for what a list has given is gone from it.
-        self.redis: Any = Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0))
-        self.worker = worker
-        self.patient = True
-        """Whether a result waits for a Redis that is away; false once the worker is to stop."""
+    def __init__(self, redis_url: str, worker: str, gone_seconds: float = GONE_SECONDS) -> None:
+        self.link = Link(redis_url)
+        self.redis, self.worker = self.link.redis, worker
+        self.samples = SampleQueue(self.link, worker)
+        self._watch = Watch(self.link, gone_seconds)
         self._ctl_last = "0"
         self._cards: list[ModelCard] = []
-        for name, parts in _PARTS.items():
-            setattr(self, f"_{name}", self.redis.register_script(script(_SCRIPTS, *parts)))
-
-    def _run(self, script: str, *args: object) -> Any:
-        return getattr(self, f"_{script}")(keys=[], args=list(args))
-
-    def _tell(self, script: str, *args: object) -> Any:
-        """A result is computed once, and telling it again changes nothing."""
-        return self._patiently(lambda: self._run(script, *args))
-
-    def _patiently(self, ask: Callable[[], T]) -> T:
-        """Until Redis answers; for what may be asked twice, in the middle of work."""
-        while True:
-            try:
-                return ask()
-            except RedisError as error:
-                if not (self.patient and _will_pass(error)):
-                    raise
-                _log.warning("work_waits_for_redis", error=type(error).__name__)
-                time.sleep(_PATIENCE_SECONDS)
 
     # Presence
 
@@ -168,7 +105,7 @@ class Queue:
 
     def _give_runs_back(self) -> None:
         mine = keys.owned(self.worker)
-        for run_id in self._members(mine):
+        for run_id in self.link.members(mine):
             self.redis.smove(mine, keys.owned(keys.homeless(self._base_of(run_id))), run_id)
 
     def asked_to_leave(self) -> bool:
@@ -208,17 +145,17 @@ class Queue:
         `taken`: the epoch and the last seq that this worker has taken of it; (0, -1) of a new one.
         """
         args = [value for run_id, at in taken.items() for value in (run_id, *at)]
-        return [_taken(row) for row in self._run("take", self.worker, max_tokens, *args)]
+        return [_taken(row) for row in self.link.run("take", self.worker, max_tokens, *args)]
 
     def homed(self) -> set[str]:
         """Every run that this worker is home to."""
-        return set(self._members(keys.owned(self.worker)))
+        return set(self.link.members(keys.owned(self.worker)))
 
     def retake(self) -> list[Retaken]:
         """Every run of ours under a new epoch; what was claimed of it waits again."""
         return [
             Retaken(run_id=run_id.decode(), epoch=epoch, done=done)
-            for run_id, epoch, done in self._run("retake", self.worker)
+            for run_id, epoch, done in self.link.run("retake", self.worker)
         ]
 
     def ring(self, run_id: str) -> None:
@@ -240,7 +177,7 @@ class Queue:
         """
         if logged is None:
             logged = job.kind.changes_state and not result.failed
-        answer = self._tell(
+        answer = self.link.tell(
             "done",
             self.worker,
             epoch,
@@ -260,24 +197,24 @@ class Queue:
 
     def snapshot_taken(self, run_id: str, epoch: int, snapshot: str, seq_id: int) -> str:
         """Record a snapshot; answers the one that it replaces."""
-        answer = self._tell("snap", self.worker, epoch, run_id, snapshot, seq_id)
+        answer = self.link.tell("snap", self.worker, epoch, run_id, snapshot, seq_id)
         if answer is None:
             raise Fenced(run_id)
         return cast(bytes, answer).decode()
 
     def point_slot(self, run_id: str, seq_id: int, folder: str) -> None:
         """The folder that the run's inflight samplers use from now on, unless a later op was first."""
-        self._tell("point_slot", run_id, seq_id, folder)
+        self.link.tell("point_slot", run_id, seq_id, folder)
 
     def close_gap(self, run_id: str, epoch: int, missing: Result, behind: Result) -> int:
         args = (self.worker, epoch, run_id, missing.data, behind.data, RESULT_TTL_MS)
-        return cast(int, self._tell("close_gap", *args))
+        return cast(int, self.link.tell("close_gap", *args))
 
     # Recovery
 
     def record(self, run_id: str) -> RunRecord:
         fields = ("base_model", "epoch", "done", "snapshot", "snapshot_seq")
-        values = self._patiently(lambda: self.redis.hmget(keys.run(run_id), list(fields)))
+        values = self.link.patiently(lambda: self.redis.hmget(keys.run(run_id), list(fields)))
         if values[0] is None:
             raise Fenced(run_id)  # it has ended
         base_model, epoch, done, snapshot, snapshot_seq = (value.decode() for value in values)
@@ -291,11 +228,11 @@ class Queue:
 
     def replay_log(self, run_id: str) -> list[Job]:
         """The ops since the last snapshot that changed the run, in order, with their bodies."""
-        entries = self._patiently(lambda: self.redis.lrange(keys.log(run_id), 0, -1))
+        entries = self.link.patiently(lambda: self.redis.lrange(keys.log(run_id), 0, -1))
         jobs = []
         for entry in entries:
             request_id, kind = entry.decode().split(" ")
-            body = self._patiently(partial(self.redis.get, keys.payload(request_id)))
+            body = self.link.patiently(partial(self.redis.get, keys.payload(request_id)))
             jobs.append(
                 Job(
                     request_id=request_id,
@@ -312,8 +249,8 @@ class Queue:
         adopted = set()
         for base_model in base_models:
             for home in [keys.homeless(base_model), *self._dead_workers(base_model)]:
-                for run_id in self._members(keys.owned(home)):
-                    if self._base_of(run_id) == base_model and self._run(
+                for run_id in self.link.members(keys.owned(home)):
+                    if self._base_of(run_id) == base_model and self.link.run(
                         "adopt", self.worker, run_id
                     ):
                         adopted.add(run_id)
@@ -322,73 +259,13 @@ class Queue:
         return adopted
 
     def _dead_workers(self, base_model: str) -> list[str]:
-        return [
-            name
-            for name in self._members_by_score(keys.workers(base_model))
-            if name != self.worker and not self.redis.exists(keys.lease(name))
+        others = [
+            name for name in self._members_by_score(keys.workers(base_model)) if name != self.worker
         ]
+        self._watch.look(others)
+        return [name for name in others if not self.redis.exists(keys.lease(name))]
 
-    # Sampling
-
-    def take_samples(self, base_model: str, count: int) -> list[SampleTicket]:
-        """The next sampling jobs, tenants taking turns."""
-        flat = self._run("take_samples", self.worker, base_model, count, _TURN_TOKENS)
-        pairs = zip(*[iter(flat)] * 2, strict=True)
-        return [SampleTicket(base_model, request.decode(), body) for request, body in pairs]
-
-    def retake_samples(self, base_model: str) -> list[SampleTicket]:
-        """Everything that was handed to us and has no result yet, whether or not we heard of it."""
-        tickets = []
-        for request_id in self._members(keys.held(self.worker, base_model)):
-            body = cast(bytes | None, self.redis.get(keys.payload(request_id)))
-            if body is None:  # cancelled
-                self.redis.srem(keys.held(self.worker, base_model), request_id)
-            else:
-                tickets.append(SampleTicket(base_model, request_id, body))
-        return tickets
-
-    def rescue_samples(self, base_model: str) -> int:
-        """Let what dead workers held wait again; answers how many that were."""
-        return cast(int, self._run("rescue_samples", base_model))
-
-    def keep_sequences(self, records: Mapping[str, Recorded]) -> None:
-        """For a day, by sequence id."""
-
-        def keep() -> None:
-            pipe = self.redis.pipeline(transaction=False)
-            for name, record in records.items():
-                pipe.set(keys.sequence(name), msgspec.msgpack.encode(record), ex=RECORD_SECONDS)
-            pipe.execute()
-
-        self._patiently(keep)
-
-    def tell_tokens(self, by_process: Mapping[str, Sequence[DrawnToken]]) -> None:
-        """To the API processes that stream them. What gets lost comes once more with the result."""
-        pipe = self.redis.pipeline(transaction=False)
-        for process, drawn in by_process.items():
-            data = {"drawn": msgspec.msgpack.encode(drawn)}
-            pipe.xadd(keys.tokens(process), data, maxlen=_TOLD_STEPS, approximate=True)
-            pipe.expire(keys.tokens(process), _TOLD_SECONDS)
-        try:
-            pipe.execute()
-        except RedisError as error:  # no reason to lose the step's results, which wait for Redis
-            _log.warning("tokens_not_told", error=type(error).__name__)
-
-    def sample_done(self, ticket: SampleTicket, result: Result) -> None:
-        used = sample_usage(ticket.body, result)
-        self._tell(
-            "sample_done",
-            self.worker,
-            ticket.base_model,
-            ticket.request_id,
-            int(result.failed),
-            result.content,
-            result.data,
-            RESULT_TTL_MS,
-            used.prefill,
-            used.cached,
-            used.sampled,
-        )
+    # What is announced
 
     def notices(self) -> Notices:
         """What was announced on `ctl` since the last look."""
@@ -404,60 +281,8 @@ class Queue:
         value = cast(bytes | None, self.redis.hget(keys.run(run_id), "base_model"))
         return value.decode() if value else ""
 
-    def _members(self, key: str) -> list[str]:
-        return sorted(name.decode() for name in self.redis.smembers(key))
-
     def _members_by_score(self, key: str) -> list[str]:
         return [name.decode() for name in self.redis.zrange(key, 0, -1)]
-
-
-class Lease:
-    """Says `this worker lives` to Redis, and what it takes, from a thread, three times a lease."""
-
-    def __init__(
-        self,
-        redis_url: str,
-        worker: str,
-        seconds: float,
-        on_error: Callable[[str], None],
-        vitals: Callable[[], Mapping[str, float]],
-    ) -> None:
-        self._redis = Redis.from_url(redis_url)
-        self._key, self._vitals_key = keys.lease(worker), keys.vitals(worker)
-        self._vitals = vitals
-        self._seconds = seconds
-        self._on_error = on_error
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-
-    def start(self) -> None:
-        self._redis.set(self._key, b"1", px=int(self._seconds * 1000))
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._redis.close()
-
-    def _renew(self) -> None:
-        stopped = False
-        while not stopped:
-            try:
-                self._redis.set(self._key, b"1", px=int(self._seconds * 1000))
-                self._tell_vitals()
-            except RedisError as error:
-                self._on_error(type(error).__name__)
-            stopped = self._stop.wait(self._seconds / 3)
-
-    def _tell_vitals(self) -> None:
-        told = {name: f"{value:.12g}" for name, value in self._vitals().items()}
-        self._redis.hset(self._vitals_key, mapping=cast(Any, told))
-        self._redis.pexpire(self._vitals_key, int(self._seconds * 3000))
-
-
-def _will_pass(error: RedisError) -> bool:
-    """Away, starting, or full: a matter of waiting."""
-    return isinstance(error, RedisAway | RedisSilent) or str(error).startswith(_FULL)
 
 
 def _taken(row: Any) -> Taken:
@@ -470,8 +295,10 @@ def _taken(row: Any) -> Taken:
             kind=Kind(kind.decode()),
             num_tokens=int(tokens),
             body=body,
+            origin=told_origin(origin),
+            submitted_us=int(at),
         )
-        for request, seq, kind, tokens, body in zip(*[iter(flat)] * 5, strict=True)
+        for request, seq, kind, tokens, body, origin, at in zip(*[iter(flat)] * 7, strict=True)
     ]
     return Taken(
         run_id=run_id.decode(),

@@ -177,7 +177,7 @@ class Runs:
             try:
                 self._record(run_id, one.resident.epoch, one.prefix, one.seq_id)
             except Fenced:
-                _log.warning("run_has_moved", run_id=run_id)
+                _log.info("run_has_moved", run_id=run_id)
 
     def snapshot_all(self) -> None:
         """Before a planned stop, so that whoever adopts the runs need not replay.
@@ -197,9 +197,10 @@ class Runs:
                 self._store.write_folder(prefix, snapshot_files(state, resident.base_model))
                 self._record(run_id, resident.epoch, prefix, seq_id)
             except Fenced:
-                _log.warning("run_has_moved", run_id=run_id)
-            except StoreUnavailable as error:
+                _log.info("run_has_moved", run_id=run_id)
+            except StoreUnavailable as error:  # the other logs hold everything, too
                 _log.error("snapshot_failed", run_id=run_id, exc_info=error)
+                return
 
     def _record(self, run_id: str, epoch: int, prefix: str, seq_id: int) -> None:
         """And delete the last but one: a Redis that loses its last second points to the last."""
@@ -208,12 +209,8 @@ class Runs:
             return
         last_but_one = self._superseded.get(run_id)
         self._superseded[run_id] = last
-        if last_but_one is None:
-            return
-        try:
-            self._store.delete_folder(last_but_one)
-        except StoreUnavailable as error:  # it only takes room: nothing points to it any more
-            _log.warning("snapshot_not_deleted", prefix=last_but_one, exc_info=error)
+        if last_but_one is not None:
+            self._saver.delete(last_but_one)
 
     def _rebuild(self, run_id: str, epoch: int) -> Resident:
         record = self._queue.record(run_id)

@@ -12,20 +12,30 @@ from tinsmith.protocol import tensors
 from tinsmith.protocol import wire_pb2 as pb
 from tinsmith.protocol.errors import TinsmithError
 from tinsmith.protocol.jobs import Content, DrawnToken, Result, SampleJob, failure
+from tinsmith.protocol.object_store import OUT_OF_REACH
 from tinsmith.protocol.paths import sequence_id
 from tinsmith.protocol.provenance import Recorded
 
+from tinsmith_worker.engine.adapter import Adapter
 from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.prompt_scores import TopK
 from tinsmith_worker.engine.sampler import Finished, Sampler
 from tinsmith_worker.engine.values import InvalidInput, SampleRequest, TargetCells
-from tinsmith_worker.queue import Queue, SampleTicket
+from tinsmith_worker.queue import Queue
+from tinsmith_worker.sample_queue import SampleTicket
 from tinsmith_worker.sampler_weights import NotThere, SamplerWeights
-from tinsmith_worker.store import OUT_OF_REACH, StoreUnavailable
 
 _WAITING_HERE = 2
 """Sequences that may wait at the worker, so that a place that falls free is filled at once."""
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """For a folder of the store."""
+
+    ticket: SampleTicket
+    prefix: str
 
 
 @dataclass
@@ -42,7 +52,7 @@ class SamplingDesk:
         self._tickets: dict[str, SampleTicket] = {}
         self._streams: dict[str, str] = {}
         """The API process that each streaming request's tokens go to."""
-        self._without_weights: list[SampleTicket] = []
+        self._without_weights: list[_Waiting] = []
 
     @property
     def busy(self) -> bool:
@@ -52,16 +62,16 @@ class SamplingDesk:
         """As many as have a place, and a few more: the turns of tenants are kept in the queue."""
         room = self.sampler.room + _WAITING_HERE
         if room > 0 and len(self._tickets) < self.max_jobs:
-            for ticket in self.queue.take_samples(self.model.name, room):
+            for ticket in self.queue.samples.take(self.model.name, room):
                 self._start(ticket)
 
     def retake(self) -> None:
         """After Redis was away: the answer to our last look may have been lost."""
-        for ticket in self.queue.retake_samples(self.model.name):
+        for ticket in self.queue.samples.retake(self.model.name):
             self._start(ticket)
 
     def rescue(self) -> None:
-        self.queue.rescue_samples(self.model.name)
+        self.queue.samples.rescue(self.model.name)
 
     def cancel(self, request_ids: set[str]) -> None:
         for request_id in request_ids & self._tickets.keys():
@@ -83,7 +93,7 @@ class SamplingDesk:
         for finished in answers:
             ticket = self._tickets[finished.request_id]
             if records := _records(finished, ticket.body):
-                self.queue.keep_sequences(
+                self.queue.samples.keep_sequences(
                     records
                 )  # before the answer: a loss may ask for them at once
             self._finish(finished.request_id, _result(finished, ticket.body))
@@ -95,21 +105,40 @@ class SamplingDesk:
             if process := self._streams.get(one.request_id):
                 by_process.setdefault(process, []).append(DrawnToken(**vars(one)))
         if by_process:
-            self.queue.tell_tokens(by_process)
+            self.queue.samples.tell_tokens(by_process)
 
     def _fail_all(self, error: Exception) -> None:
         """An error that is nobody's input: nobody in the sampler can go on from it."""
-        _log.error("sampling_step_failed", model=self.model.name, exc_info=error)
-        for request_id in self.sampler.clear():
+        lost = self.sampler.clear()
+        asked = [self._tickets[one].origin.http_request_id for one in lost]
+        _log.error(
+            "sampling_step_failed",
+            model=self.model.name,
+            request_ids=lost,
+            http_request_ids=asked,
+            exc_info=error,
+        )
+        for request_id in lost:
             sentence = f"Internal error in the worker (reference {request_id}). Sample again."
             self._finish(request_id, failure(sentence, "server"))
 
-    def try_again(self) -> None:
-        """Jobs whose weights were not in the store yet."""
+    def go_on(self) -> None:
+        """Jobs whose weights have come."""
         waiting, self._without_weights = self._without_weights, []
-        for ticket in waiting:
-            if ticket.request_id in self._tickets:
-                self._begin(ticket)
+        for one in waiting:
+            if one.ticket.request_id not in self._tickets:
+                self.weights.forget(one.prefix)  # whoever else waits for it asks anew
+            elif self.weights.news_of(one.prefix):
+                self._begin(one.ticket)
+            else:
+                self._without_weights.append(one)
+
+    def try_again(self) -> None:
+        """Weights that were not in the store yet, or that it did not give."""
+        for one in self._without_weights:
+            if self.weights.out_of_reach(one.prefix):
+                self.queue.say_why(one.ticket.request_id, OUT_OF_REACH)
+        self.weights.try_again()
 
     def _start(self, ticket: SampleTicket) -> None:
         if ticket.request_id in self._tickets:
@@ -119,27 +148,21 @@ class SamplingDesk:
 
     def _begin(self, ticket: SampleTicket) -> None:
         try:
-            request = self._request(ticket)
-            if request is None:
-                self._without_weights.append(ticket)
+            job = msgspec.json.decode(ticket.body, type=SampleJob)
+            adapter = self.weights.get(job.adapter_prefix) if job.adapter_prefix else None
+            if job.adapter_prefix and adapter is None:
+                self._without_weights.append(_Waiting(ticket, job.adapter_prefix))
             else:
-                self.sampler.add(request)
+                self.sampler.add(self._request(ticket, job, adapter))
         except (InvalidInput, TinsmithError) as error:
             self._finish(ticket.request_id, failure(str(error)))
         except NotThere:
             sentence = "sampling_session_id: its weights were deleted; save them again."
             self._finish(ticket.request_id, failure(sentence))
-        except StoreUnavailable as error:
-            _log.warning("weights_out_of_reach", request_id=ticket.request_id, error=str(error))
-            self.queue.say_why(ticket.request_id, OUT_OF_REACH)
-            self._without_weights.append(ticket)
 
-    def _request(self, ticket: SampleTicket) -> SampleRequest | None:
-        """None while its weights are on their way."""
-        job = msgspec.json.decode(ticket.body, type=SampleJob)
-        adapter = self.weights.get(job.adapter_prefix) if job.adapter_prefix else None
-        if job.adapter_prefix and adapter is None:
-            return None
+    def _request(
+        self, ticket: SampleTicket, job: SampleJob, adapter: Adapter | None
+    ) -> SampleRequest:
         if job.tokens_to:
             self._streams[ticket.request_id] = job.tokens_to
         params = job.params
@@ -167,7 +190,7 @@ class SamplingDesk:
 
     def _finish(self, request_id: str, result: Result) -> None:
         self._streams.pop(request_id, None)
-        self.queue.sample_done(self._tickets.pop(request_id), result)
+        self.queue.samples.done(self._tickets.pop(request_id), result)
 
 
 def _targets(job: SampleJob) -> TargetCells | None:

@@ -17,12 +17,12 @@ from tinsmith_worker.engine.base_model import BaseModel, ModelRefused
 from tinsmith_worker.engine.optimizer import RunState
 from tinsmith_worker.engine.readings import Teacher
 from tinsmith_worker.engine.values import InvalidInput
-from tinsmith_worker.sampler_weights import WAIT_SECONDS, NotThere, SamplerWeights
-from tinsmith_worker.store import Store
+from tinsmith_worker.fetcher import Reader
+from tinsmith_worker.sampler_weights import NotThere, SamplerWeights
+from tinsmith_worker.store import FolderDamaged, Store
 
 _log = structlog.get_logger()
 _HELD_ADAPTERS = 4
-_PAUSE_SECONDS = 0.05
 
 
 @dataclass
@@ -56,11 +56,12 @@ class Teachers:
         return sorted({*self._models, *self._guest_names})
 
     def resolve(
-        self, model: BaseModel, run: RunState, facts: Iterable[Fact]
+        self, model: BaseModel, run: RunState, facts: Iterable[Fact], reader: Reader
     ) -> tuple[Teacher, ...]:
-        return tuple(self._one(model, run, fact) for fact in facts)
+        """Raises OnItsWay for one whose adapter is not here yet."""
+        return tuple(self._one(model, run, fact, reader) for fact in facts)
 
-    def _one(self, model: BaseModel, run: RunState, fact: Fact) -> Teacher:
+    def _one(self, model: BaseModel, run: RunState, fact: Fact, reader: Reader) -> Teacher:
         if fact.live:
             return Teacher(fact.name, model, run.adapter)
         if fact.average is not None:
@@ -69,7 +70,7 @@ class Teachers:
         teaching, weights = self._base(name)
         adapter = None
         if fact.prefix is not None:
-            adapter = _fetched(weights, fact.prefix, fact.name)
+            adapter = _fetched(weights, fact.prefix, fact.name, reader)
         return Teacher(fact.name, teaching, adapter)
 
     def _base(self, name: str) -> tuple[BaseModel, SamplerWeights]:
@@ -105,14 +106,19 @@ class Teachers:
                 _log.info("teacher_unloaded", model=name)
 
 
-def _fetched(weights: SamplerWeights, prefix: str, name: str) -> Adapter:
+def _fetched(weights: SamplerWeights, prefix: str, name: str, reader: Reader) -> Adapter:
     """A folder that another worker has yet to write is waited for."""
-    deadline = time.monotonic() + WAIT_SECONDS
+    adapter = weights.held(prefix)
+    if adapter is not None:
+        return adapter
     try:
-        while (adapter := weights.get(prefix)) is None and time.monotonic() < deadline:
-            time.sleep(_PAUSE_SECONDS)
+        return weights.admit(prefix, reader.files(prefix))
+    except FolderDamaged:
+        later = reader.later(prefix)
+    try:
+        weights.expect(prefix)
     except NotThere:
-        adapter = None
-    if adapter is None:
-        raise InvalidInput(f"loss_fn_config.teacher: the files of {name} are not there any more.")
-    return adapter
+        raise InvalidInput(
+            f"loss_fn_config.teacher: the files of {name} are not there any more."
+        ) from None
+    raise later

@@ -17,8 +17,12 @@ class Export(Body, kw_only=True, frozen=True):
 
 
 class CopyWeights(Body, kw_only=True, frozen=True):
+    """To a project, or, as the SDK did until 0.33, to a session's: then with a number of a run in it."""
+
     source_path: str
-    destination_project_id: str
+    destination_project_id: str | None = None
+    session_id: str | None = None
+    model_seq_id: int | None = None
     ttl_seconds: int | None = None
     weights_access_token: str | None = None
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from tinsmith.protocol.bodies import AdamParams, Body, DimuonParams, SamplingParams
+from tinsmith.protocol.origin import NOBODY, Origin
 
 
 class Kind(StrEnum):
@@ -61,6 +62,9 @@ class Job:
     kind: Kind
     body: bytes
     num_tokens: int = 0
+    origin: Origin = NOBODY
+    submitted_us: int = 0
+    """Microseconds since 1970 by Redis's clock, once it is in the queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +195,8 @@ class ModelCard(Body, kw_only=True, frozen=True):
     """Base models that the runs of this one may be taught by."""
     eos_token_ids: tuple[int, ...] = ()
     """Any of these ends a sample that names no stop of its own."""
+    tied_head: bool = False
+    """Its unembedding is its embedding: one tensor."""
 
 
 def encode(value: object) -> bytes:

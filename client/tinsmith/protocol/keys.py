@@ -5,12 +5,12 @@
 | run:{run} | HASH | tenant, scopes, base_model, owner (worker), epoch, claimed, done, snapshot, snapshot_seq, snapshot_at, adopted_at |
 | q:{run} | ZSET | request by seq: waiting and running; of a sampling session too |
 | log:{run} | LIST | state-changing requests done since the last snapshot; bodies kept until covered |
-| fut:{request} | HASH | tenant, run, seq, kind, state (waiting, done, failed), content, and until it has a result scopes, bytes, tokens |
+| fut:{request} | HASH | tenant, run, seq, kind, state (waiting, done, failed), content, at (submitted, microseconds), tokens, and until it has a result scopes, bytes, origin |
 | pl:{request} | STRING | the job's body |
 | res:{request} | STRING | response bytes, ready to send, expiring |
 | owned:{worker} | SET | runs that the worker is home to |
 | inbox:{worker} | LIST | wake-ups: ids of runs whose next op is ready |
-| lease:{worker} | STRING PX | liveness |
+| lease:{worker} | STRING PX | liveness: `connection` and the number of the one that renews it |
 | vitals:{worker} | HASH PX | what it takes of its machine (worker/vitals.py) |
 | drain:{worker} | STRING, a day, renewed | that it is to leave, or has left and rests |
 | drained | ZSET | workers that rest, by the second in which they were last heard of |

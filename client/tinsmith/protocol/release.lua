@@ -8,5 +8,5 @@ local function release(future)
     if at[4] == 'sample' then redis.call('HINCRBY', load, 'samples', -1) end
     if redis.call('HINCRBY', load, 'requests', -1) <= 0 then redis.call('DEL', load) end
   end
-  redis.call('HDEL', future, 'scopes', 'bytes')
+  redis.call('HDEL', future, 'scopes', 'bytes', 'origin')
 end

@@ -4,6 +4,8 @@ Every folder is committed by its manifest, written last: a folder without one wa
 """
 
 MANIFEST = "manifest.json"
+PROBE = "probe"
+"""An empty object that every process writes at its start, to see whether it may."""
 EXPORTS, UPLOADS = "exports", "uploads"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 

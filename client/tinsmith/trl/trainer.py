@@ -22,7 +22,7 @@ from tinsmith.trl.configs import TrainingConfig
 from tinsmith.trl.lora import lora_settings
 from tinsmith.trl.models import Models, source_of
 from tinsmith.trl.rows import example_of
-from tinsmith.trl.saving import save_adapter
+from tinsmith.trl.saving import save_adapter, save_base
 
 _LOG = logging.getLogger("tinsmith.trl")
 _RESUME = "tinsmith.json"
@@ -96,6 +96,7 @@ class Trainer:
                 "model: give the base model; a checkpoint is continued by resume_from_checkpoint."
             )
         self._source = source_of(model) or self.base_model
+        self._base = model if peft_config is None else None
         self.run = self._service.create_lora_training_client(
             self.base_model, seed=self.args.seed, **lora_settings(peft_config, self.args.lora_rank)
         ).result()
@@ -155,10 +156,12 @@ class Trainer:
         return {"eval_loss": totals / tokens, "epoch": self.state.epoch}
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """A PEFT folder, with the tokenizer: AutoPeftModelForCausalLM opens it."""
-        folder = Path(output_dir or self.args.output_dir)
-        name = f"trl-{self.state.global_step}-{next(self._saves)}"
-        save_adapter(self.run, name, folder, self._source, self.processing_class)
+        """A PEFT folder, with the tokenizer: AutoPeftModelForCausalLM opens it.
+
+        As with TRL, it is a whole model too where no peft_config asked for an adapter alone and the
+        base model is on this machine: AutoModelForCausalLM and lm_eval open it by its path.
+        """
+        self._save(Path(output_dir or self.args.output_dir), whole=True)
 
     def close(self) -> None:
         """Ends the session. What was saved stays."""
@@ -166,6 +169,12 @@ class Trainer:
         self._service.close().result()
 
     # How it does it.
+
+    def _save(self, folder: Path, *, whole: bool) -> None:
+        name = f"trl-{self.state.global_step}-{next(self._saves)}"
+        save_adapter(self.run, name, folder, self._source, self.processing_class)
+        if whole and self._base is not None and not save_base(self._base, folder):
+            _LOG.info("%s holds an adapter; lm_eval takes it as peft=.", folder)
 
     def _teacher(self, models: Models, given: Any, tokenizer: Any) -> Teacher:
         if given is None:
@@ -335,7 +344,7 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         step = self.state.global_step
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-        self.save_model(folder)
+        self._save(folder, whole=False)
         saved = self.run.save_state(f"trl-{step}", overwrite=True).result().path
         told = {"checkpoint": saved, "step": step, "log_history": self.state.log_history}
         (folder / _RESUME).write_text(json.dumps(told), encoding="utf-8")

@@ -29,6 +29,7 @@ _ALGORITHMS = ["RS256", "PS256", "ES256"]
 _LEEWAY_SECONDS = 60
 _TIMEOUT_SECONDS = 10.0
 _DISCOVERY_SECONDS = 600.0
+_LONGEST_SUBJECT = 255
 _NOT_VALID = "The sign-in provider's answer is not valid; sign in again."
 _log = structlog.get_logger()
 
@@ -50,18 +51,22 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     nonce: str
     verifier: str
     next: str
+    links: str | None = None
+    """The user whose account is to be opened by it from now on, if that is what it is for."""
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Whom the provider vouches for; the address is verified."""
+class Vouched:
+    """Whom the provider vouches for: its own lasting name for them, and an address that is verified."""
 
+    issuer: str
+    subject: str
     email: str
     name: str
 
 
-def new_attempt(next: str) -> Attempt:
-    return Attempt(nonce=new_secret(), verifier=new_secret(), next=next)
+def new_attempt(next: str, links: str | None = None) -> Attempt:
+    return Attempt(nonce=new_secret(), verifier=new_secret(), next=next, links=links)
 
 
 class Provider:
@@ -87,7 +92,7 @@ class Provider:
         joint = "&" if urlsplit(at.authorization_endpoint).query else "?"
         return f"{at.authorization_endpoint}{joint}{urlencode(asked)}"
 
-    async def identity(self, attempt: Attempt, code: str, redirect_uri: str) -> Identity:
+    async def identity(self, attempt: Attempt, code: str, redirect_uri: str) -> Vouched:
         """Whom the code stands for. Raises Forbidden for whatever is wrong with it."""
         at = await self._discovered.get(self.settings.issuer)
         form = {
@@ -100,7 +105,7 @@ class Provider:
         keys = await self._ask("GET", at.jwks_uri, dict[str, Any])
         return self._identity_in(tokens.id_token, keys, attempt.nonce)
 
-    def _identity_in(self, id_token: str, keys: dict[str, Any], nonce: str) -> Identity:
+    def _identity_in(self, id_token: str, keys: dict[str, Any], nonce: str) -> Vouched:
         try:
             key_set = KeySet.import_key_set(keys)  # type: ignore[arg-type]
             claims = jwt.decode(id_token, key_set, algorithms=_ALGORITHMS).claims
@@ -159,8 +164,10 @@ def challenge_of(verifier: str) -> str:
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-def _verified(claims: Mapping[str, Any]) -> Identity:
-    email, name = claims.get("email"), claims.get("name")
+def _verified(claims: Mapping[str, Any]) -> Vouched:
+    subject, email, name = claims["sub"], claims.get("email"), claims.get("name")
+    if not (isinstance(subject, str) and 0 < len(subject) <= _LONGEST_SUBJECT):
+        raise Forbidden(_NOT_VALID)
     if not isinstance(email, str) or claims.get("email_verified") is not True:
         raise Forbidden("The sign-in provider has not verified your e-mail address.")
-    return Identity(email, name if isinstance(name, str) else "")
+    return Vouched(claims["iss"], subject, email, name if isinstance(name, str) else "")

@@ -23,6 +23,16 @@ class User(Table):
     created_at: Mapped[datetime] = mapped_column(Instant, default=now)
 
 
+class Identity(Table):
+    """Whom a provider knows a user as. Its subject never changes there; an e-mail address may."""
+
+    __tablename__ = "identities"
+    issuer: Mapped[str] = mapped_column(String(400), primary_key=True)
+    subject: Mapped[str] = mapped_column(String(255), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(Instant, default=now)
+
+
 class Member(Table):
     __tablename__ = "members"
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)

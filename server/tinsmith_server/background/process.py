@@ -8,6 +8,7 @@ from rq.serializers import JSONSerializer
 from tinsmith_server.background.jobs import QUEUE
 from tinsmith_server.logs import configure_logs
 from tinsmith_server.settings import Settings
+from tinsmith_server.storage import check_store
 
 _log = structlog.get_logger()
 _LOOK_FOR_DEAD_SECONDS = 30
@@ -17,6 +18,7 @@ _HEARTBEAT_SECONDS = 10
 def run_background(settings: Settings) -> None:
     """Until asked to stop. What a killed one had begun begins again when the next one finds it."""
     configure_logs()
+    check_store(settings)
     redis = Redis.from_url(settings.redis_url)
     queue = Queue(QUEUE, connection=redis, serializer=JSONSerializer)
     worker = Worker(

@@ -13,7 +13,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from tinsmith.protocol.download_bodies import CopyWeights, WeightsCopied
-from tinsmith.protocol.errors import Unsupported
+from tinsmith.protocol.errors import BadRequest, Unsupported
 from tinsmith.protocol.paths import TinkerPath
 
 from tinsmith_server.accounts import audit
@@ -23,7 +23,7 @@ from tinsmith_server.checkpoints.ttl import expiry
 from tinsmith_server.db import Checkpoint, TrainingRun
 from tinsmith_server.reach import check_project
 from tinsmith_server.service import Served, Service
-from tinsmith_server.sessions.repository import project_name
+from tinsmith_server.sessions.repository import open_session, project_name
 from tinsmith_server.wire import answer, read
 
 router = APIRouter()
@@ -31,15 +31,14 @@ router = APIRouter()
 
 @router.post("/copy_weights")
 async def copy_weights(request: Request, user: User, service: Served) -> Response:
-    """A resent request carries the same X-Idempotency-Key, and finds its copy or finishes it."""
+    """A request that is sent again finds its copy or finishes it."""
     body = await read(request, CopyWeights)
     if body.weights_access_token or request.headers.get("x-tinker-weights-access-token"):
         raise Unsupported("weights_access_token: ask the owner to publish the checkpoint instead.")
     source = TinkerPath.parse(body.source_path, "source_path")
-    project_id = project_name(body.destination_project_id, "destination_project_id")
-    check_project(user, project_id, "destination_project_id")
+    project_id = await _project(service, user, body)
     expires_at = expiry(body.ttl_seconds)
-    request_id = _request_id(user, request.headers.get("x-idempotency-key"))
+    request_id = _request_id(user, _key(request, body))
     await service.allowances.check_stored(user, project_id)
     async with service.db.begin() as sql:
         original, run = await repository.ready_at(sql, user, source)
@@ -56,6 +55,25 @@ async def copy_weights(request: Request, user: User, service: Served) -> Respons
     if not copied.ready:
         await _fill(service, user, original, copied, source)
     return answer(WeightsCopied(tinker_path=str(repository.path_of(copied))))
+
+
+async def _project(service: Service, user: Caller, body: CopyWeights) -> str:
+    if body.session_id is not None and body.model_seq_id is not None:
+        async with service.db.begin() as sql:
+            return (await open_session(sql, user, body.session_id)).project_id
+    if body.destination_project_id is None:
+        raise BadRequest(
+            "destination_project_id: name a project, or a session_id and model_seq_id."
+        )
+    project_id = project_name(body.destination_project_id, "destination_project_id")
+    return check_project(user, project_id, "destination_project_id")
+
+
+def _key(request: Request, body: CopyWeights) -> str | None:
+    """What stays the same when the request is sent again."""
+    if body.session_id is not None and body.model_seq_id is not None:
+        return f"{body.session_id}:{body.model_seq_id}"
+    return request.headers.get("x-idempotency-key")
 
 
 def _request_id(user: Caller, key: str | None) -> str:

@@ -1,6 +1,7 @@
 """Saving: named checkpoints, and the weights behind an unnamed sampler."""
 
 import uuid
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -37,6 +38,11 @@ from tinsmith_server.wire import answer, decode, read_body
 
 router = APIRouter()
 _MAX_RECIPIENTS = 10
+_TIED = (
+    "save_weights_external: this model's unembedding is its embedding, and the run trains the unembedding "
+    "alone. Merged into the one tensor of both, the adapter is not what was trained: serve it unmerged, merge "
+    "with `tinsmith checkpoints merge --untie-unembedding`, or train with train_unembed=False."
+)
 INFLIGHT = "inflight"
 _OLDER_STAY = timedelta(hours=1)
 _ANSWERS = {
@@ -84,6 +90,7 @@ async def save_weights_external(request: Request, user: User, service: Served) -
     """For use elsewhere: a PEFT adapter, encrypted if it names recipients."""
     raw = await read_body(request)
     op = decode(raw, Addressed)
+    notes: dict[str, str] = {}
 
     async def make(run: TrainingRun) -> bytes:
         body = decode(raw, SaveWeightsExternal)
@@ -93,16 +100,28 @@ async def save_weights_external(request: Request, user: User, service: Served) -
                 f"age_encryption_recipients: {len(recipients)} is not from 1 to {_MAX_RECIPIENTS}; "
                 "leave it out to save without encryption."
             )
+        if run.train_unembed and await _is_tied(service, run.base_model):
+            notes["x-deprecation-note"] = _TIED
         return await _named(service, user, run, body, CheckpointKind.EXTERNAL, overwrite=False)
 
-    return await _submit(service, user, op, Kind.SAVE_WEIGHTS, make)
+    return await _submit(service, user, op, Kind.SAVE_WEIGHTS, make, notes)
+
+
+async def _is_tied(service: Service, base_model: str) -> bool:
+    return any(card.tied_head for card in await service.bus.models() if card.name == base_model)
 
 
 async def _submit(
-    service: Service, user: Caller, op: Addressed, kind: Kind, make: MakeBody
+    service: Service,
+    user: Caller,
+    op: Addressed,
+    kind: Kind,
+    make: MakeBody,
+    notes: Mapping[str, str] | None = None,
 ) -> Response:
+    """The notes are headers that a client logs; `make` may add to them."""
     request_id = await submit_op(service, user, op, kind, make)
-    return answer(Submitted(request_id=request_id, model_id=op.model_id))
+    return answer(Submitted(request_id=request_id, model_id=op.model_id), headers=notes)
 
 
 async def _named(

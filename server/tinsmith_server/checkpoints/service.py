@@ -19,7 +19,7 @@ from tinsmith_server.auth import Caller
 from tinsmith_server.bus import Bus
 from tinsmith_server.checkpoints.repository import expired, owned_at, path_of, prefix
 from tinsmith_server.db import Checkpoint, Database, SamplingSession, Session, TrainingRun, now
-from tinsmith_server.storage import Storage
+from tinsmith_server.storage import Storage, StoreUnavailable
 
 _log = structlog.get_logger()
 
@@ -60,7 +60,10 @@ class Checkpoints:
             used = select(SamplingSession.id).where(stands)
             if await sql.scalar(used.limit(1)):
                 return
-        await self._storage.delete_folder(prefix(row))
+        try:
+            await self._storage.delete_folder(prefix(row))
+        except StoreUnavailable as error:  # its row is marked: the background process deletes it
+            _log.warning("files_not_deleted", prefix=prefix(row), error=str(error))
 
     async def _settle_if_done(self, request_id: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The way in and out: first set-up, invitations, signing in, signing out, one's own account."""
+"""The way in and out: first set-up, invitations, signing in, signing out."""
 
 from typing import Annotated
 
@@ -6,11 +6,11 @@ from fastapi import Form, Request
 from fastapi.responses import Response
 from tinsmith.protocol.errors import BadRequest, Forbidden, TinsmithError, TooMany
 
-from tinsmith_server.accounts import audit, members, sign_in, two_factor
+from tinsmith_server.accounts import members, sign_in
 from tinsmith_server.accounts.sign_in import Credentials, Throttle
-from tinsmith_server.accounts.tables import User
 from tinsmith_server.console.security import (
     Viewer,
+    address_of,
     clear_cookie,
     console_router,
     local_path,
@@ -82,7 +82,7 @@ async def accept(
     request: Request, service: Served, token: Text, email: Text, name: Text, password: Text
 ) -> Response:
     """Throttled as signing in is, because an account that is there already is asked its password."""
-    given = Credentials(email, password, address=_address(request))
+    given = Credentials(email, password, address=address_of(request))
     try:
         await Throttle(service.bus.redis).count(given)
         async with service.db.begin() as sql:
@@ -117,7 +117,7 @@ async def enter(
     code: Text = "",
     next: Text = "/",
 ) -> Response:
-    given = Credentials(email, password, code, _address(request))
+    given = Credentials(email, password, code, address_of(request))
     throttle = Throttle(service.bus.redis)
     try:
         await throttle.count(given)
@@ -152,91 +152,3 @@ def _entered(request: Request, secret: str, path: str) -> Response:
     response = redirect(path)
     set_cookie(request, response, secret)
     return response
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
-
-
-# One's own account
-
-
-@router.get("/account")
-async def account_page(request: Request, member: Viewer, service: Served) -> Response:
-    return await _account(request, member, service)
-
-
-async def _account(
-    request: Request, member: Viewer, service: Service, error: str | None = None
-) -> Response:
-    nonce = two_factor.new_nonce()
-    pepper = service.settings.key_pepper
-    async with service.db.begin() as sql:
-        user = await sql.get_one(User, member.user_id)
-        organizations = await sign_in.organizations_of(sql, member.user_id)
-    return page(
-        request,
-        "account.html",
-        400 if error else 200,
-        two_factor=user.totp_nonce is not None,
-        nonce=nonce,
-        secret=two_factor.secret_of(pepper, nonce),
-        app_address=two_factor.address_for_app(pepper, nonce, user.email),
-        organizations=organizations,
-        error=error,
-    )
-
-
-@router.post("/account/password")
-async def change_password(
-    request: Request, member: Viewer, service: Served, old: Text, new: Text
-) -> Response:
-    given = Credentials(member.email, old, address=_address(request))
-    try:
-        await Throttle(service.bus.redis).count(given)
-        async with service.db.begin() as sql:
-            await members.change_password(sql, member.user_id, old, new)
-            audit.record_member(sql, member, "organization_member_password_changed")
-    except (BadRequest, Forbidden, TooMany) as error:
-        return await _account(request, member, service, error.message)
-    return redirect("/sign-in")
-
-
-@router.post("/account/two-factor")
-async def turn_on(
-    request: Request, member: Viewer, service: Served, nonce: Text, code: Text
-) -> Response:
-    try:
-        async with service.db.begin() as sql:
-            pepper = service.settings.key_pepper
-            await two_factor.turn_on(sql, pepper, member.user_id, nonce, code)
-            audit.record_member(sql, member, "organization_member_two_factor_on")
-    except BadRequest as error:
-        return await _account(request, member, service, error.message)
-    return redirect("/account")
-
-
-@router.post("/account/two-factor/off")
-async def turn_off(
-    request: Request, member: Viewer, service: Served, password: Text, code: Text
-) -> Response:
-    """Whoever found an open browser does not know the password."""
-    given = Credentials(member.email, password, code, _address(request))
-    try:
-        await Throttle(service.bus.redis).count(given)
-        async with service.db.begin() as sql:
-            await sign_in.verified(sql, service.settings.key_pepper, given)
-            await two_factor.turn_off(sql, member.user_id)
-            audit.record_member(sql, member, "organization_member_two_factor_off")
-    except (Forbidden, TooMany) as error:
-        return await _account(request, member, service, error.message)
-    return redirect("/account")
-
-
-@router.post("/account/organization")
-async def look_at(
-    request: Request, member: Viewer, service: Served, organization_id: Text
-) -> Response:
-    async with service.db.begin() as sql:
-        await sign_in.look_at(sql, session_secret(request), member, organization_id)
-    return redirect("/")

@@ -1,6 +1,7 @@
 """Every page, in the order in which their paths are tried."""
 
 from tinsmith_server.console import (
+    account,
     audit,
     checkpoints,
     entrance,
@@ -20,6 +21,7 @@ from tinsmith_server.console import (
 ROOMS = (
     entrance,
     single_sign_on,
+    account,
     static_files,
     overview,
     runs,

@@ -126,6 +126,11 @@ def _up_to(receive: Receive, limit: int) -> Receive:
     return bounded
 
 
+def address_of(request: Request) -> str:
+    """Where the browser is, as far as the server can tell."""
+    return request.client.host if request.client else ""
+
+
 # The cookie
 
 

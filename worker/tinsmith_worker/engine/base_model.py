@@ -60,6 +60,7 @@ class BaseModel(ABC):
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
         self.max_context_length: int = config.max_position_embeddings
+        self.tied_head = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         self.num_parameters = sum(one.numel() for one in model.parameters())
         self.kv_bytes_per_token = _kv_bytes(config, model.dtype)
         self.attention_bytes_per_key: int = (
@@ -87,6 +88,9 @@ class BaseModel(ABC):
             by_shape = {group.weight.shape: group for group in self._groups}
             products = [(group.in_features, group.forward) for group in by_shape.values()]
             self.numerics = Numerics.probe(products, self.device, self.dtype)
+            if self.dtype != torch.float32:  # the head's adapter is added in fp32
+                head = [(self.head.in_features, self.head.forward)]
+                self.numerics &= Numerics.probe(head, self.device, torch.float32)
 
     @property
     def storages(self) -> set[int]:
@@ -138,10 +142,11 @@ class BaseModel(ABC):
         return hidden_NH
 
     def unembed(self, hidden_RH: Tensor, adapter_rows: Sequence[AdapterRows]) -> Tensor:
-        """What the head's product makes of some rows, each under its adapter, in the model's dtype."""
+        """What the head's product makes of some rows, each under its adapter, in fp32."""
         count, least = hidden_RH.shape[0], self.numerics.min_rows
         spare = max(0, least - count)
-        padded = torch.nn.functional.pad(hidden_RH, (0, 0, 0, spare)) if spare else hidden_RH
+        wide_RH = hidden_RH.float()
+        padded = torch.nn.functional.pad(wide_RH, (0, 0, 0, spare)) if spare else wide_RH
         return lora_linear(padded, self.head, HeadRows(adapter_rows, least))[:count]
 
     @property
@@ -150,8 +155,8 @@ class BaseModel(ABC):
         return self._softcap is None and self._logit_factor == 1.0
 
     def finish(self, raw_RV: Tensor) -> Tensor:
-        """fp32 logits from what `unembed` answers; may be the same memory."""
-        logits_RV = raw_RV.float()
+        """Logits from what `unembed` answers; may be the same memory."""
+        logits_RV = raw_RV
         if self._logit_factor != 1.0:
             logits_RV = logits_RV * self._logit_factor
         if self._softcap is not None:

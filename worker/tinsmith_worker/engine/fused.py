@@ -19,6 +19,7 @@ from tinsmith_worker.engine.base_model import BaseModel
 from tinsmith_worker.engine.elementwise import Angles, RMSNorm, gated, rotate, split_rotated
 from tinsmith_worker.engine.linear import LinearGroup, lora_linear
 from tinsmith_worker.engine.packed import Pass
+from tinsmith_worker.engine.wide_linear import unembedding
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
@@ -43,7 +44,7 @@ class FusedModel(BaseModel):
             _Layer(layer, index, model.config) for index, layer in enumerate(body.layers)
         ]
         self._norm = _norm(body.norm, model.config)
-        self.head = LinearGroup(("lm_head",), [model.lm_head.weight], [model.lm_head.bias])
+        self.head = unembedding(("lm_head",), model.lm_head.weight, model.lm_head.bias)
         for one in self._layers:
             self._places |= dict.fromkeys((*one.qkv.paths, *one.out.paths), "attn")
             self._places |= dict.fromkeys((*one.gate_up.paths, *one.down.paths), "mlp")

@@ -14,6 +14,7 @@ from tinsmith_worker.engine.attention import attention
 from tinsmith_worker.engine.base_model import BaseModel, ModelRefused, Unsupported
 from tinsmith_worker.engine.linear import LinearGroup, lora_linear
 from tinsmith_worker.engine.packed import Pass, current_pass, running
+from tinsmith_worker.engine.wide_linear import unembedding
 
 _ATTENTION = "tinsmith_packed"
 _PLACES = {
@@ -23,9 +24,9 @@ _PLACES = {
 
 
 class _Linear(nn.Module):
-    def __init__(self, base: nn.Linear, path: str) -> None:
+    def __init__(self, group: LinearGroup) -> None:
         super().__init__()
-        self.group = LinearGroup((path,), [base.weight], [base.bias])
+        self.group = group
 
     def forward(self, x_1NI: Tensor) -> Tensor:
         return lora_linear(x_1NI[0], self.group, current_pass())[None]
@@ -41,13 +42,16 @@ class GenericModel(BaseModel):
         for path, module in list(model.named_modules()):
             place = _place(path) if module is not head else "unembed"
             if isinstance(module, nn.Linear) and place is not None:
-                wrapped = _Linear(module, path)
+                if place == "unembed":
+                    group = unembedding((path,), module.weight, module.bias)
+                    self.head = group
+                else:
+                    group = LinearGroup((path,), [module.weight], [module.bias])
+                wrapped = _Linear(group)
                 parent, _, child = path.rpartition(".")
                 setattr(model.get_submodule(parent), child, wrapped)
                 self._places[path] = place
-                self._groups.append(wrapped.group)
-                if place == "unembed":
-                    self.head = wrapped.group
+                self._groups.append(group)
         found = set(self._places.values())
         if found != {"attn", "mlp", "unembed"}:
             raise ModelRefused(

@@ -217,5 +217,5 @@ def _learn(
         if slope_RV is not None:
             back_RV = back_RV * slope_RV
     if raw_RV.requires_grad:
-        raw_RV.backward(back_RV.to(raw_RV.dtype))
+        raw_RV.backward(back_RV)
     return 0.0 if leaf_RH.grad is None else leaf_RH.grad

@@ -59,16 +59,16 @@ class LinearGroup:
     def forward(self, x_NI: Tensor) -> Tensor:
         if self._blocked is None:
             return F.linear(x_NI, self.weight, self.bias)
-        return _onednn_linear(x_NI, self._blocked, self.bias)
+        return onednn_linear(x_NI, self._blocked, self.bias)
 
     def backward(self, grad_NO: Tensor) -> Tensor:
         """What the input gets of the output's gradient."""
         if self._blocked is None:
             return grad_NO @ self.weight
-        return _onednn_linear(grad_NO, self.weight.T, None)
+        return onednn_linear(grad_NO, self.weight.T, None)
 
 
-def _onednn_linear(x_NI: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def onednn_linear(x_NI: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y_NO: Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, weight, bias, "none", [], "")
     return y_NO
 

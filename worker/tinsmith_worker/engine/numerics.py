@@ -7,7 +7,7 @@ trained on, alone or in company. What it takes is a property of the machine: it 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -32,6 +32,15 @@ class Numerics:
     @classmethod
     def fast(cls) -> Self:
         return cls(exact=False, min_rows=1, mixes=True, held=False)
+
+    def __and__(self, other: Self) -> Self:
+        """What both take."""
+        return replace(
+            self,
+            min_rows=max(self.min_rows, other.min_rows),
+            mixes=self.mixes and other.mixes,
+            held=self.held and other.held,
+        )
 
     @classmethod
     def probe(

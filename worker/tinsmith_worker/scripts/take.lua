@@ -2,7 +2,7 @@
 -- ARGV: worker max_tokens, then for each run: run epoch last
 -- `last` is the seq up to which the worker has taken the run under that epoch. So an answer that was
 -- lost on its way is given again; and under another epoch, all that has no result is.
--- Answers {run, epoch, status, tenant, base_model, last, {request, seq, kind, tokens, body, ...}} of each
+-- Answers {run, epoch, status, tenant, base_model, last, {request, seq, kind, tokens, body, origin, at, ...}} of each
 -- run that is the worker's. status: 'idle' nothing waits; 'more' the budget ended first; 'gap' ops wait
 -- behind a missing seq.
 local worker, answer = ARGV[1], {}
@@ -18,7 +18,7 @@ for index = 3, #ARGV, 3 do
     end
     while true do
       local request = run .. ':' .. string.format('%d', last + 1)
-      local future = redis.call('HMGET', 'fut:' .. request, 'state', 'kind', 'tokens')
+      local future = redis.call('HMGET', 'fut:' .. request, 'state', 'kind', 'tokens', 'origin', 'at')
       if not future[1] then
         if done == last and redis.call('ZCARD', 'q:' .. run) > 0 then status = 'gap' end
         break
@@ -34,7 +34,7 @@ for index = 3, #ARGV, 3 do
         last = last + 1
         budget = budget - math.max(tonumber(future[3]), 1)
         for _, value in ipairs({request, last, future[2], future[3],
-                                redis.call('GET', 'pl:' .. request) or ''}) do
+                                redis.call('GET', 'pl:' .. request) or '', future[4] or '', future[5] or 0}) do
           jobs[#jobs + 1] = value
         end
       end

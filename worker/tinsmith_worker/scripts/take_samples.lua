@@ -1,6 +1,6 @@
 -- TAKE of sampling jobs: deficit round-robin over the tenants that have some waiting, each charged
 -- after its turn with the tokens of what it got.
--- ARGV: worker base_model room quantum. Answers {request, body, ...}: as many as fill so many places,
+-- ARGV: worker base_model room quantum. Answers {request, body, origin, at, ...}: as many as fill so many places,
 -- by the sequences that each draws; the last may need more than are left.
 local worker, base, room, quantum = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local ring = 'smp:' .. base
@@ -19,14 +19,13 @@ while room > 0 do
     redis.call('LPOP', ring)
     redis.call('HDEL', balance, tenant)
   else
-    local at = redis.call('HMGET', 'fut:' .. request, 'state', 'tokens', 'width')
+    local at = redis.call('HMGET', 'fut:' .. request, 'state', 'tokens', 'width', 'origin', 'at')
     local body = redis.call('GET', 'pl:' .. request)
     if at[1] == 'waiting' and body then
       redis.call('HINCRBY', balance, tenant, -math.min(math.max(tonumber(at[2]), 1), dearest))
       redis.call('SADD', held, request)
       room = room - at[3]
-      jobs[#jobs + 1] = request
-      jobs[#jobs + 1] = body
+      for _, value in ipairs({request, body, at[4] or '', at[5] or 0}) do jobs[#jobs + 1] = value end
     end
   end
 end
