@@ -6,19 +6,23 @@ from types import ModuleType
 
 import pytest
 
+from tests.conftest import running_valkey
 from tests.contract.conftest import Service, running_service, save_tiny
 
 TIED, UNTIED = "tied/llama", "untied/llama"
 
 
 @pytest.fixture(scope="module")
-def tied(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterator[Service]:
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     models = {
         TIED: save_tiny(folder / "tied", 0, tied=True),
         UNTIED: save_tiny(folder / "untied", 0),
     }
-    with running_service(folder, valkey_url, models, TINSMITH_MODEL_ALIASES="") as made:
+    with (
+        running_valkey(folder) as valkey,
+        running_service(folder, valkey, models, TINSMITH_MODEL_ALIASES="") as made,
+    ):
         yield made
 
 
